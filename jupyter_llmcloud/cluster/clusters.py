@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import psutil
 from distributed import Client
 
 from jupyter_llmcloud.cluster.agent_info import AgentInfo, AgentView
-from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_client, open_known_client
+from jupyter_llmcloud.cluster.dask_client import ask_agents, check_scheduler, install, open_client, open_known_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
@@ -307,6 +307,11 @@ class ClusterPool:
         record = self._record(name)
         return record, record.folder / "host.log"
 
+    async def _check_reached(self, record: ClusterRecord) -> None:
+        """Raise ConnectionLost at once for a connected cluster that has gone; Dask's client tries for half a minute."""
+        if not record.pid and record.name not in self._clients and not is_behind_gateway(record.address):
+            await check_scheduler(record.address)
+
     # --- use ---
 
     async def place(
@@ -368,13 +373,16 @@ class ClusterPool:
 
     async def worlds(self, cluster: str | None = None) -> list[tuple[str, HeldWorld]]:
         """Every world with the name of its cluster; of all clusters when none is named."""
-        started = [record.name for record in await self.list() if record.address]  # one that starts has none yet
-        names = [cluster] if cluster is not None else started
+        names = [cluster] if cluster is not None else await self._names_running()
         return [(name, world) for name in names for world, _ in await self._worlds_with_leaders(name)]
 
     async def _worlds_with_leaders(self, cluster: str) -> list[tuple[HeldWorld, AgentInfo]]:
         agents = await self.agents(cluster)
         return [(HeldWorld.read(world), agent) for agent in agents for world in agent.worlds]
+
+    async def _names_running(self) -> list[str]:
+        """Of the clusters that can be asked: one that starts has no address yet, one that failed does not answer."""
+        return [record.name for record in await self.list() if record.address and record.state == "running"]
 
     async def stop_world(self, name: str) -> HeldWorld:
         """End a world, whoever has it, with its variables and what is executed there. Raises NotFound, UsageError."""
@@ -396,7 +404,7 @@ class ClusterPool:
             return world.world_id, await connection.request(ListVariables(world_id=world.world_id), ASK_TIMEOUT_S)
 
     async def _find_world(self, name: str) -> tuple[HeldWorld, AgentInfo]:
-        found = [pair for record in await self.list() for pair in await self._worlds_with_leaders(record.name)]
+        found = [pair for cluster in await self._names_running() for pair in await self._worlds_with_leaders(cluster)]
         wanted = find_world([world for world, _ in found], name)
         return wanted, next(agent for world, agent in found if world is wanted)
 
@@ -481,7 +489,13 @@ class ClusterPool:
         return record.name
 
     async def _leave(self, record: ClusterRecord) -> None:
-        for agent in await self.agents(record.name):
+        """End our agents there. A scheduler that has gone has taken its workers along: then there is nothing to end."""
+        try:
+            await self._check_reached(record)
+            agents = await self.agents(record.name)
+        except ConnectionLost:
+            return
+        for agent in agents:
             with contextlib.suppress(ConnectionLost):
                 async with await AgentConnection.open(agent.address) as connection:
                     await connection.request(Shutdown())
@@ -517,8 +531,17 @@ class ClusterPool:
                 await self.stop(name)
 
     async def list(self) -> list[ClusterRecord]:
-        """Every living cluster."""
+        """Every living cluster; one whose scheduler does not answer is `failed`, with the reason."""
         for record in list(self._records.values()):
             if not record.is_alive and not record.has_agents:
                 await self._drop(record)
-        return [await self._fresh(await self._revived(record)) for record in list(self._records.values())]
+        return list(await asyncio.gather(*(self._listed(record) for record in list(self._records.values()))))
+
+    async def _listed(self, record: ClusterRecord) -> ClusterRecord:
+        try:
+            await self._check_reached(record)
+            return await self._fresh(await self._revived(record))
+        except ConnectionLost as error:
+            way_out = f"If it has ended, %cluster stop {record.name} forgets it." if not record.pid else ""
+            reason = f"{error} {way_out}".rstrip()
+            return replace(record, state="failed", reason=reason, num_workers=0, num_slots=0)

@@ -78,12 +78,15 @@ from jupyter_llmcloud.server.gateway.keyed.exchange import Services
 from jupyter_llmcloud.server.gateway.keyed.router import KeyedRouter
 from jupyter_llmcloud.server.gateway.open_inference import (
     INFER_ROUTES,
+    ModelConfigHandler,
     ModelMetadataHandler,
     ModelReadyHandler,
+    ModelVersionConfigHandler,
     ModelVersionHandler,
     ModelVersionReadyHandler,
     OpenInferenceHandler,
     OpenInferenceVersionHandler,
+    RepositoryIndexHandler,
     ServerLiveHandler,
     ServerMetadataHandler,
     ServerReadyHandler,
@@ -192,6 +195,9 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/v2/models/{NAME}/ready", ModelReadyHandler, _GATEWAY),
     (rf"/llmcloud/v2/models/{NAME}/versions/{VERSION}", ModelVersionHandler, _GATEWAY),
     (rf"/llmcloud/v2/models/{NAME}/versions/{VERSION}/ready", ModelVersionReadyHandler, _GATEWAY),
+    (rf"/llmcloud/v2/models/{NAME}/config", ModelConfigHandler, _GATEWAY),
+    (rf"/llmcloud/v2/models/{NAME}/versions/{VERSION}/config", ModelVersionConfigHandler, _GATEWAY),
+    (r"/llmcloud/v2/repository/index", RepositoryIndexHandler, _GATEWAY),
     *(
         route
         for verb in INFER_ROUTES

@@ -17,6 +17,7 @@ from distributed import Scheduler, Security, Worker
 
 from jupyter_llmcloud.cluster.clusters import ClusterPool
 from jupyter_llmcloud.cluster.kinds.gateway import cluster_name
+from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NameTaken, UsageError
 from tests.support.notebook_server import notebook_server
 
@@ -116,6 +117,29 @@ def test_a_web_server_is_called_one_and_a_dashboards_url_is_no_address() -> None
 @pytest.mark.parametrize("address", ["tcp://no-such-host.invalid:8786", "tcp://127.0.0.1", "nonsense://x:1", "x y", ""])
 def test_what_is_no_address_or_no_host_is_refused_by_name(address: str) -> None:
     assert "no Dask scheduler" in str(refused(address)) or "no address of a Dask scheduler" in str(refused(address))
+
+
+@pytest.mark.usefixtures("own_root")
+def test_a_connected_cluster_that_has_gone_hides_no_other_and_can_be_forgotten() -> None:
+    async def look() -> tuple[list[tuple[str, str, str]], list[str]]:
+        async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler:
+            places = {"alive": scheduler.address, "gone": f"tcp://127.0.0.1:{closed_port()}"}
+            for name, address in places.items():
+                ClusterRecord(name, name, "connected", address=address, state="running").save()
+            pool = ClusterPool(0, 1.0)
+            await pool.restore()  # as a server does that was started again
+            listed = sorted((one.name, one.state, one.reason) for one in await pool.list())
+            assert await pool.worlds() == []
+            await pool.stop("gone")
+            left = [one.name for one in await pool.list()]
+            await pool.release()
+        return listed, left
+
+    began = time.monotonic()
+    (alive, gone), left = asyncio.run(look())
+    assert time.monotonic() - began < 4 * WITHIN_S
+    assert alive == ("alive", "running", "") and left == ["alive"]
+    assert gone[:2] == ("gone", "failed") and "nothing listens" in gone[2] and "%cluster stop gone" in gone[2]
 
 
 @pytest.mark.usefixtures("own_root")

@@ -20,6 +20,11 @@ FORMATS: dict[str, dict[str, Any]] = {
     "schema": {"type": "json_schema", "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True}},
     "object": {"type": "json_object"},
     "regex": {"type": "regex", "pattern": r'\{"sunny": (true|false)\}'},
+    # As huggingface_hub writes a json_schema, and text-generation-inference and llama.cpp have them written.
+    "value": {"type": "json_object", "value": SCHEMA},
+    "json": {"type": "json", "value": SCHEMA},
+    "schema beside": {"type": "json_object", "schema": SCHEMA},
+    "regex value": {"type": "regex", "value": r'\{"sunny": (true|false)\}'},
 }
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": PARAMETERS}} for name in ("weather", "news")]
@@ -49,6 +54,29 @@ def test_a_model_may_call_a_tool_or_answer_in_the_format(form: str) -> None:
     for fields in ({"tool_choice": "none", "tools": TOOLS}, {}):
         alone = offer(response_format=FORMATS[form], **fields)
         assert may_be(alone, ANSWER) and not may_be(alone, CALL)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "object"])
+def test_an_answer_of_another_form_is_not_possible(form: str) -> None:
+    assert not may_be(offer(response_format=FORMATS[form]), '{"rain": true}')
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({"type": "json_object", "value": "a+"}, "response_format.value"),
+        ({"type": "regex", "value": SCHEMA}, "response_format.value"),
+        ({"type": "regex", "value": "a", "pattern": "b"}, "response_format.value"),
+        ({"type": "json_object", "value": SCHEMA, "schema": SCHEMA}, "response_format.value"),
+        ({"type": "json_schema", "json_schema": {"name": "a"}, "value": SCHEMA}, "response_format.value"),
+        ({"type": "text", "schema": SCHEMA}, "response_format.schema"),
+    ],
+    ids=str,
+)
+def test_a_form_that_is_said_twice_or_means_nothing_is_refused(form: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        offer(response_format=form)
+    assert (caught.value.status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])

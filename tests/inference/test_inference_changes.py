@@ -73,6 +73,8 @@ async def ask(client: TestClient[Any, Any], model: str = "tiny", status: int = 2
     async with client.post("/v1/completions", json=body) as answer:
         told = await answer.json()
         assert answer.status == status, told
+        if status == 200:
+            assert told["model"] == ("tiny" if model == "tiny" else f"tiny:{model.removeprefix('tiny:')}")
         return told["choices"][0]["text"] if status == 200 else told["error"]["message"]
 
 

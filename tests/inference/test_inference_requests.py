@@ -12,8 +12,13 @@ from jupyter_llmcloud.inference.engines.base import Sampling
 from jupyter_llmcloud.inference.openai.chat.history import as_template_messages
 from jupyter_llmcloud.inference.openai.prompts import plain_template
 from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion, sampling_of
+from jupyter_llmcloud.protocol.openai import decoding
+from jupyter_llmcloud.protocol.openai.chat import ChatRequest
+from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
+# What the body of a completion has not.
+OF_CHATS = [name.encode() for name in ChatRequest.__struct_fields__ if name not in CompletionRequest.__struct_fields__]
 
 
 def completion(**fields: Any) -> Any:
@@ -116,6 +121,14 @@ def test_what_is_not_known_here_may_be_null_wherever_it_stands() -> None:
     assert asked.chat_template_kwargs == {"a": None}
 
 
+def test_many_unknown_nulls_cost_no_more_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, decode = [], decoding.msgspec.json.decode
+    monkeypatch.setattr(decoding.msgspec.json, "decode", lambda body: decoded.append(body) or decode(body))
+    nothing = {f"new_{number}": None for number in range(50)}
+    asked = chat(messages=[{"role": "user", "content": "x", **nothing}] * 100)
+    assert len(asked.messages) == 100 and len(decoded) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -124,7 +137,7 @@ def test_what_is_not_known_here_may_be_null_wherever_it_stands() -> None:
         (b'{"model": "m", "prompt": null, "new": null}', "prompt"),
         (b'{"model": "m", "new": null, "prompt": ' + b"[" * 5000, "new"),
         (b'{"model": "m", "prompt": "p", "logit_bias": {"5": 101}}', "logit_bias"),
-        (b'{"model": "m", "prompt": "p", ' + b", ".join(b'"x%d": null' % number for number in range(99)) + b"}", None),
+        (b'{"model": "m", "prompt": "p", ' + b", ".join(b'"%s": null' % name for name in OF_CHATS) + b"}", None),
     ],
 )
 def test_what_is_not_known_here_and_asks_for_something_is_named(body: bytes, param: str | None) -> None:

@@ -198,7 +198,7 @@ def test_a_value_of_any_kind_is_taken_or_refused_by_the_name_of_its_parameter(
         ("skip_special_tokens", True, False), ("spaces_between_special_tokens", True, False),
         ("include_stop_str_in_output", False, True), ("use_beam_search", False, True), ("length_penalty", 1.0, 0.8),
         ("return_tokens_as_token_ids", False, True), ("return_token_ids", False, True), ("best_of", 1, 2),
-        ("early_stopping", False, True), ("detokenize", True, False), ("priority", 0, 3),
+        ("early_stopping", False, True), ("detokenize", True, False), ("priority", 0, 3), ("add_special_tokens", True, False),
     ],
 )  # fmt: skip
 def test_what_is_always_so_here_may_be_asked_for_and_its_opposite_is_refused(name: str, only: Any, other: Any) -> None:
@@ -207,3 +207,16 @@ def test_what_is_always_so_here_may_be_asked_for_and_its_opposite_is_refused(nam
     with pytest.raises(ApiError, match="only") as refused:
         decode_completion(body_of("completions", name, other))
     assert refused.value.param == name
+
+
+def test_special_tokens_of_a_conversation_are_those_of_its_template() -> None:
+    decode_chat(body_of("chat/completions", "add_special_tokens", False))
+    with pytest.raises(ApiError, match="only false"):
+        decode_chat(body_of("chat/completions", "add_special_tokens", True))
+
+
+def test_what_load_generators_send_for_a_completion_limits_it() -> None:
+    body = {"model": "m", "prompt": "p", "max_tokens": 6, "max_completion_tokens": 5, "stop": None, "ignore_eos": True}
+    assert decode_completion(json.dumps(body).encode()).token_limit == ("max_completion_tokens", 5)
+    with pytest.raises(ApiError, match="max_completion_tokens"):
+        decode_completion(json.dumps({**body, "max_completion_tokens": -1}).encode())

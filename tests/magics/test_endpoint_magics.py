@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,7 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
     assert str(await off_loop(magics.endpoints, "split tiny stable:60,canary:40")).count("40 %") == 1
     await off_loop(endpoint.rollback)
     assert [row["role"] for row in await off_loop(lambda: endpoint.revisions)] == ["stable", "retired"]
-    await off_loop(magics.endpoints, "scale tiny 1:2")
+    assert "1/1 (1:2)" in str(await off_loop(magics.endpoints, "scale tiny 1:2"))
     assert "1/1 (1:2)" in str(await off_loop(endpoints.table))
     await off_loop(endpoint.shadow, "better")
     await off_loop(magics.endpoints, "shadow tiny")
@@ -269,12 +270,40 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
             await off_loop(magics.endpoints, line)
 
 
+async def test_options_that_a_running_endpoint_does_not_have_are_told(
+    magics: EndpointMagics, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await off_loop(magics.serve, f"{model} --name tiny --replicas 1 --priority 2 --memory 4GiB --dtype auto")
+    for line in ("", "--replicas 1", "--priority 2 --memory 4GiB"):
+        await off_loop(magics.serve, f"{model} --name tiny {line}")
+    assert "served already" not in capsys.readouterr().out
+    await off_loop(magics.serve, f"{model} --name tiny --replicas 1:3 --keep-requests --priority 2")
+    told = capsys.readouterr().out
+    assert "tiny was served already" in told and "--replicas is 1, --keep-requests is not set." in told
+    assert (await off_loop(session.current().server.endpoint, "tiny"))["num_replicas"] == 1
+
+
+async def test_a_key_is_made_with_the_words_of_the_magic(magics: EndpointMagics) -> None:
+    key = await off_loop(lambda: endpoints.create_key("infer:tiny", expires="2h", label="a", requests_per_minute=3))
+    [made] = await off_loop(endpoints.keys)
+    assert made["scopes"] == ["infer:tiny"] and made["id"] == key.split("-")[2]
+    assert made["expires"] - made["created"] == pytest.approx(7200, abs=5)
+    await off_loop(lambda: endpoints.rotate_key(made["id"], overlap="30m"))
+    [old] = [row for row in await off_loop(endpoints.keys) if row["id"] == made["id"]]
+    assert old["expires"] - time.time() == pytest.approx(1800, abs=60)
+    for wrong in (lambda: endpoints.create_key("infer:tiny", 60, expires="1h"),
+                  lambda: endpoints.create_key("infer:tiny", expires="soon")):  # fmt: skip
+        with pytest.raises(errors.UsageError):
+            await off_loop(wrong)
+
+
 async def test_an_update_returns_when_the_new_revision_answers(magics: EndpointMagics, model: Path) -> None:
     endpoint = await off_loop(magics.serve, f"{model} --name tiny")
     other = make_model(model.parent / "other")
     await off_loop(magics.endpoints, f"update tiny {other} --canary 50")
     told = await off_loop(lambda: endpoint.revisions)
     assert [(row["number"], row["role"], row["weight"]) for row in told] == [(1, "stable", 50), (2, "canary", 50)]
+    assert " 2/2 " in str(await off_loop(endpoints.table))  # one of each
     replicas = (await off_loop(session.current().server.endpoint, "tiny"))["replicas"]
     assert {(row["revision"], row["state"]) for row in replicas} == {(1, "ready"), (2, "ready")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,21 @@ def test_what_cannot_be_a_row_is_left_out(tmp_path: Path) -> None:
     assert list(store.training_rows("m")) == []
     assert (tmp_path / "feedback.sqlite").stat().st_mode & 0o777 == 0o600
     store.close()
+
+
+async def test_feedback_on_what_was_not_kept_is_counted_aloud(
+    server: Server, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jupyter_llmcloud.client.rest import ServerClient
+    from jupyter_llmcloud.magics.serving.endpoint import Endpoint
+
+    await server.serve(model)
+    endpoint = Endpoint("tiny", ServerClient(server.url, server.token))
+    for said in ({"correction": "hi"}, {"rating": "up", "prompt": "hello", "answer": "hi"}, {"rating": "down"}):
+        request_id = (await server.complete("hello")).headers["X-Request-Id"]
+        await asyncio.to_thread(functools.partial(endpoint.feedback, request_id, **said))
+    assert await asyncio.to_thread(endpoint.feedback_dataset, str(tmp_path / "data.jsonl")) == 1
+    assert "1 of 2 corrections and good answers are left out" in capsys.readouterr().out
 
 
 async def test_the_handle_in_a_notebook_gives_feedback_and_writes_the_data_set(

@@ -75,6 +75,7 @@ async def test_each_checkpoint_is_swapped_in_and_the_final_model_stays(server: S
     await until(is_over, "nothing is followed any more")
     now = await told(server)
     assert now["model"] == str(run.path / "model") and now["state"] == "ready"
+    assert {row["target"] for row in now["revisions"]} == {"train"}
     assert (await server.complete("hello", model="train")).status_code == 200
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ async def test_the_server_tells_of_itself_and_of_its_models(server: Server, mode
     await server.serve(model)
     key = await server.key("infer:tiny")
     told = (await server.ask("GET", "llmcloud/v2", key=key)).json()
-    assert told["name"] == "jupyter-llmcloud" and told["extensions"] == ["binary_tensor_data"]
+    assert told["name"] == "jupyter-llmcloud" and "binary_tensor_data" in told["extensions"]
     assert (await server.ask("GET", "llmcloud/v2/health/live", key=key)).json() == {"live": True}
     assert (await server.ask("GET", "llmcloud/v2/health/ready", key=key)).json() == {"ready": True}
     for version in ("", "/versions/1"):
@@ -51,6 +53,35 @@ async def test_binary_tensors_are_copied_with_the_header_that_says_where_they_be
     url = f"{server.url}/llmcloud/v2/models/tiny/infer"
     answer = await server.client.post(url, content=body, headers=headers)
     assert answer.content == body and answer.headers["Inference-Header-Content-Length"] == "2"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_request_reaches_the_model_as_it_was(server: Server, model: Path, encoding: str) -> None:
+    await server.serve(model)
+    header = b'{"inputs": [1]}'
+    body = header + bytes(range(256))
+    squeezed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+    headers = {"Authorization": f"Bearer {await server.key()}", "Content-Encoding": encoding}
+    headers["Inference-Header-Content-Length"] = str(len(header))  # as tritonclient says it: of what was compressed
+    url = f"{server.url}/llmcloud/v2/models/tiny/infer"
+    answer = await server.client.post(url, content=squeezed, headers=headers)
+    assert answer.status_code == 200 and answer.content == body
+
+
+async def test_models_are_listed_and_described_as_tritons_clients_ask(server: Server, model: Path) -> None:
+    await server.serve(model)
+    key = await server.key("infer:tiny")
+    for version in ("", "/versions/1"):
+        told = (await server.ask("GET", f"llmcloud/v2/models/tiny{version}/config", key=key)).json()
+        assert (told["name"], told["platform"], told["max_batch_size"]) == ("tiny", "stand-in", 0)
+        assert told["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [-1]}]
+        assert told["output"] == [{"name": "logits", "data_type": "TYPE_FP32", "dims": [-1, 2]}]
+    error_of(await server.ask("GET", "llmcloud/v2/models/tiny/versions/9/config", key=key), 404)
+    listed = {"name": "tiny", "version": "1", "state": "READY", "reason": ""}
+    for body in (None, {}, {"ready": True}):
+        assert (await server.ask("POST", "llmcloud/v2/repository/index", body, key)).json() == [listed]
+    other = await server.key("infer:other")
+    assert (await server.ask("POST", "llmcloud/v2/repository/index", {}, other)).json() == []
 
 
 async def test_keys_and_scopes_are_those_of_v1(server: Server, model: Path) -> None:

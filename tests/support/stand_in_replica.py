@@ -93,7 +93,12 @@ class StandIn:
         """Of the Open Inference Protocol."""
         if request.match_info.get("version", "1") != "1":
             return web.json_response({"error": "no such version"}, status=404)
-        return web.json_response({"name": request.match_info["name"], "versions": ["1"], "platform": "stand-in"})
+        tensors = {
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 2]}],
+        }
+        told = {"name": request.match_info["name"], "versions": ["1"], "platform": "stand-in", **tensors}
+        return web.json_response(told)
 
     async def infer(self, request: web.Request) -> web.Response:
         """Echo the body, and the header that says where its JSON ends; the inputs `wait` never get an answer."""

@@ -195,8 +195,8 @@ def with_model(function: Any, loaded: Any) -> Any:
             return function(inputs, loaded)
         except (TypeError, AttributeError) as error:  # as when each of them is taken for the other
             error.add_note(
-                f"{function.__name__} gets the inputs first: {first} was a {type(inputs).__name__}; then what load() "
-                f"returned: {second} was a {type(loaded).__name__}."
+                f"{function.__name__} gets the inputs first: {first} was of type {type(inputs).__name__}; then what "
+                f"load() returned: {second} was of type {type(loaded).__name__}."
             )
             raise
 

@@ -32,9 +32,10 @@ from jupyter_llmcloud.protocol.openai.decoding import invalid, unsupported
 NewAnswer = Callable[[Envelope, int, Told, Reading], Answer]
 
 
-def new_envelope(answer_id: str, model: ServedModel) -> Envelope:
-    """What all chunks of a new answer share."""
-    return Envelope(id=answer_id, created=int(time.time()), model=model.served_name)
+def new_envelope(answer_id: str, model: ServedModel, adapter: str = "") -> Envelope:
+    """What all chunks of a new answer share; `adapter` gave it, where one did."""
+    name = f"{model.served_name}:{adapter}" if adapter else model.served_name
+    return Envelope(id=answer_id, created=int(time.time()), model=name)
 
 
 def _new_id(prefix: str) -> str:
@@ -56,7 +57,7 @@ def ask_completion(model: ServedModel, body: bytes, max_sequences: int | None = 
         _check_scoring(model)
     answer = CompletionAnswer(
         model.vocabulary,
-        new_envelope(_new_id(CompletionAnswer.prefix), model),
+        new_envelope(_new_id(CompletionAnswer.prefix), model, adapter),
         len(prompts) * request.num_choices,
         Told(request.logprobs is not None, request.include_usage, request.includes_usage_so_far),
         _echoed(request, prompts, model) if request.echo else (),
@@ -102,7 +103,7 @@ def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer
     reading = reading_of(offer, model.loaded.tokenizer, model.vocabulary, prompt.text)
     constraint = _constraint(model, request, offer.grammar, reading.reasoning_end)
     told = Told(bool(request.logprobs), request.include_usage, request.includes_usage_so_far, bool(request.functions))
-    answer = new_answer(new_envelope(answer_id, model), request.num_choices, told, reading)
+    answer = new_answer(new_envelope(answer_id, model, adapter), request.num_choices, told, reading)
     options = _options(model, request, adapter, constraint)
     return _generation(model, request, [prompt.tokens], answer, options, param="messages", visible=reading.visible)
 

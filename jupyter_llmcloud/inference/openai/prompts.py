@@ -167,7 +167,7 @@ def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: 
 def _separate(prompt: str | list[Any], param: str) -> list[Any]:
     if isinstance(prompt, str):
         return [prompt]
-    kinds = {type(item) for item in prompt}
+    kinds = set(map(type, prompt))
     if len(kinds) > 1:
         message = f"{param} mixes texts and token ids: give a text, token ids, or a list of one of them."
         raise ApiError(400, message, param=param, code="invalid_type")

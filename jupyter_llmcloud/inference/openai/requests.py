@@ -242,7 +242,9 @@ def _check_common(request: AnyRequest) -> None:
     if request.includes_usage_so_far and not request.include_usage:
         needed = "stream_options.continuous_usage_stats needs stream_options.include_usage=true."
         raise invalid("stream_options.continuous_usage_stats", needed)
-    for name, only in _ALWAYS_SO:
+    # A conversation has the special tokens that its template writes; a prompt gets those of the tokenizer.
+    of_the_route = ("add_special_tokens", not isinstance(request, ChatRequest))
+    for name, only in (*_ALWAYS_SO, of_the_route):
         if (asked := getattr(request, name)) is not None and asked != only:
             raise unsupported(name, f"only {json.dumps(only)} is possible here. Leave it out.")
     param, limit = request.token_limit

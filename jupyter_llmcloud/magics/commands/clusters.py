@@ -35,7 +35,7 @@ def table() -> Table:
         (
             c["name"],
             c["kind"],
-            c["state"],
+            c["state"] + (f": {c['reason']}" if c["reason"] else ""),
             c["num_workers"],
             c["num_slots"],
             c["address"],

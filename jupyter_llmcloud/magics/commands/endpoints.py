@@ -79,14 +79,14 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
 
         return serve_object(target, options.pop("name", None), progress=progress, **options)
     target = str(target)
-    EndpointSpec.make(options, Interface.NOTEBOOK)
+    spec = EndpointSpec.make(options, Interface.NOTEBOOK)
     if (variable := _variable(target, options)) is not None:
         if isinstance(variable.value, RunHandle):
             return serve(variable.value, progress=progress, **options)
         return serve_variable(variable, _shell(), serve, progress=progress, **options)
     if options.pop("tokenizer", None) is not None:
         raise UsageError(f"--tokenizer is for a TARGET that is a variable, and {target} is a run or a folder.")
-    server = session.current().server
+    server, asked = session.current().server, {name: getattr(spec, name) for name in options}
     began = time.monotonic()
     options = {**options, "cluster": options.get("cluster") or session.current().cluster}
     while True:
@@ -103,6 +103,11 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
             if progress is not None:
                 progress(f"waiting: {error} {time.monotonic() - began:.0f} s")
             time.sleep(WAIT_S)
+    if different := _not_as_asked(record, asked):
+        print(
+            f"{record['name']} was served already, and stays as it is: {different}. %endpoints scale changes the "
+            f"replicas; for the rest, %endpoints stop {record['name']} comes first."
+        )
     while record["state"] == "starting":
         if progress is not None:
             reason = f" ({shown(record['reason'])})" if record.get("reason") else ""
@@ -112,6 +117,24 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
         kind = ModelError if "model" in record["reason"] else ServerError
         raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
     return Endpoint(record["name"], server, record["kind"], record.get("inputs", ""))
+
+
+_TOLD_AS = {"memory": "memory_bytes", "kv_cache": "cache_bytes"}
+_COMPARED = (
+    "dtype", "engine", "max_model_len", "max_concurrent", "threads", "cores", "memory", "kv_cache", "devices",
+    "priority", "keep_requests", "keep_previous",
+)  # fmt: skip
+
+
+def _not_as_asked(record: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Options that an endpoint which answers already does not have as they were asked for: none of a new one."""
+    low, high = record["min_replicas"], record["max_replicas"]
+    now = {name: record[_TOLD_AS.get(name, name)] for name in _COMPARED}
+    now["replicas"] = record["num_replicas"] if high is None else f"{low}:{high}"
+    differing = [name for name in asked if name in now and asked[name] != now[name]]
+    return ", ".join(
+        f"--{name.replace('_', '-')} is {'not set' if now[name] in (None, False) else now[name]}" for name in differing
+    )
 
 
 def _variable(target: str, options: Mapping[str, Any]) -> NamedVariable | None:
@@ -174,8 +197,9 @@ def logs(name: str, limit: int | None = None) -> str:
     return "\n".join(row["text"] for row in session.current().server.endpoint_logs(name, limit))
 
 
-def table() -> Table:
-    """The endpoints of this server."""
+def table(name: str | None = None) -> Table:
+    """The endpoints of this server, or one of them."""
+    server = session.current().server
     rows = [
         (
             row["name"],
@@ -189,10 +213,11 @@ def table() -> Table:
             ago(row["created"]),
             shown(row["reason"]),
         )
-        for row in session.current().server.endpoints()
+        for row in (server.endpoints() if name is None else [server.endpoint(name)])
     ]
     headings = ["name", "kind", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
-    return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
+    listed = Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.")
+    return listed.shown_by(PanelOf("endpoint")) if name is None else listed
 
 
 def details(name: str) -> Table:
@@ -228,7 +253,8 @@ def _compared(row: dict[str, Any]) -> str:
 
 def _num_replicas(row: dict[str, Any]) -> str:
     bounds = "" if row["max_replicas"] is None else f" ({row['min_replicas']}:{row['max_replicas']})"
-    return f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}{bounds}"
+    wanted = sum(revision["num_replicas"] for revision in row["revisions"] if revision["role"] != "retired")
+    return f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{wanted}{bounds}"
 
 
 def _resources(row: dict[str, Any]) -> str:
@@ -283,7 +309,13 @@ class EndpointMagics(Magics):
         words = split(line, "%endpoints")
         verb = take_verb("%endpoints", VERBS, words, "list")
         given = parse(VERBS[verb], words)
-        return rollouts.run(verb, given) if verb in rollouts.VERBS else getattr(self, f"_{verb}")(given)
+        own = getattr(self, f"_{verb}", None)
+        return own(given) if own is not None else rollouts.run(verb, given)
+
+    def _scale(self, given: Any) -> Table:
+        name, replicas = given.arguments
+        scale(name, replicas)
+        return table(name)
 
     def _list(self, given: Any) -> Table:
         return table()

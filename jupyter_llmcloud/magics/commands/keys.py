@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -37,18 +38,39 @@ KEY_VERBS = ("list", "create", "rotate", "revoke", "usage", "alerts")
 KEYS = Syntax("%endpoints keys", _KEY_OPTIONS, f"[{'|'.join(KEY_VERBS)}] [ID]", "Scoped keys.", names="keys")
 
 
-def create_key(scopes: Any, expires_s: float | None = None, label: str | None = None, **limits: int | None) -> str:
+def create_key(
+    scopes: str | Iterable[str],
+    expires_s: float | None = None,
+    label: str | None = None,
+    *,
+    expires: str | None = None,
+    **limits: int | None,
+) -> str:
     """A new scoped key, which cannot be read again later.
 
     Args:
+        scopes: one, such as "infer:NAME", or several.
+        expires: how long it is valid, such as "30d", in place of `expires_s`.
         limits: requests_per_minute, tokens_per_minute, parallel_requests.
     """
     KeySpec.make(limits)
-    return str(session.current().server.create_key([*scopes], expires_s, label, **limits)["key"])
+    expires_s = _seconds("expires", expires_s, expires)
+    scopes = [scopes] if isinstance(scopes, str) else [*scopes]
+    return str(session.current().server.create_key(scopes, expires_s, label, **limits)["key"])
 
 
-def rotate_key(key_id: str, overlap_s: float | None = None) -> str:
-    """A new key in place of one, which stays valid for `overlap_s` (an hour)."""
+def _seconds(name: str, seconds: float | None, text: str | None) -> float | None:
+    """A time that may be given in either way. Raises UsageError."""
+    if text is None:
+        return seconds
+    if seconds is not None:
+        raise UsageError(f"{name} and {name}_s are the same: give one of them.")
+    return parse_duration(str(text))
+
+
+def rotate_key(key_id: str, overlap_s: float | None = None, *, overlap: str | None = None) -> str:
+    """A new key in place of one, which stays valid for `overlap_s` (an hour), or `overlap`, such as "2h"."""
+    overlap_s = _seconds("overlap", overlap_s, overlap)
     return str(session.current().server.rotate_key(key_id, overlap_s)["key"])
 
 

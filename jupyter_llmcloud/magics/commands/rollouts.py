@@ -127,9 +127,7 @@ def run(verb: str, given: Parsed) -> Table:
     name, *rest = given.arguments
     if verb == "adapters":
         return _run_adapters(name, rest, given.name)
-    if verb == "scale":
-        scale(name, rest[0])
-    elif verb == "update":
+    if verb == "update":
         update(name, rest[0], given.canary, progress=ProgressLine().tell)
     elif verb == "split":
         split(name, rest[0])

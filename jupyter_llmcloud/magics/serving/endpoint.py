@@ -292,11 +292,21 @@ class Endpoint:
         self._send(http.build_request("POST", f"{self.base_url}/feedback", json=body), stream=False, pool=http)
 
     def feedback_dataset(self, path: str) -> int:
-        """Write corrections and good answers as a data set for fine-tuning (JSON lines); returns how many rows."""
+        """Write corrections and good answers as a data set for fine-tuning (JSON lines); returns how many rows.
+
+        Those of which nobody has kept what was asked are left out, and counted aloud.
+        """
         text = self._client.feedback_dataset(self.name)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
-        return len(text.splitlines())
+        rows = [json.loads(line) for line in text.splitlines()]
+        wanted = [row for row in self._client.feedback(self.name, 100_000) if is_wanted(row)]
+        if (num_lost := len(wanted) - len(rows)) > 0:
+            print(
+                f"{num_lost} of {len(wanted)} corrections and good answers are left out: what was asked was not kept. "
+                "Serve with --keep-requests, or say prompt= (and answer=) with the feedback."
+            )
+        return len(rows)
 
     def drift(self, recent: int = 200) -> Records:
         """How far the newest `recent` requests differ from those before: lengths, first token, ratings.
@@ -520,3 +530,8 @@ def _pieces(event: dict[str, Any]) -> Iterator[str]:
     for choice in event.get("choices", ()):
         if text := (choice.get("delta") or {}).get("content"):
             yield text
+
+
+def is_wanted(feedback: Mapping[str, Any]) -> bool:
+    """Whether it says what a model should answer: a correction, or that the answer was good."""
+    return feedback["correction"] is not None or (feedback["rating"] or 0) > 0

@@ -57,6 +57,33 @@ class ModelReady(Response, frozen=True):
     ready: bool
 
 
+class ConfiguredTensor(Response, frozen=True):
+    """An input or output of a model in its configuration."""
+
+    name: str
+    data_type: Annotated[str, Meta(description="Such as TYPE_INT64, or TYPE_STRING for BYTES.")]
+    dims: Annotated[list[int], Meta(description="Its shape; -1: as long as it comes.")]
+
+
+class ModelConfig(Response, frozen=True):
+    """What a model takes and gives, in the words of Triton's model configuration."""
+
+    name: str
+    platform: str
+    max_batch_size: Annotated[int, Meta(description="0: the shapes are whole, with what is batched in them.")]
+    input: list[ConfiguredTensor]
+    output: list[ConfiguredTensor]
+
+
+class IndexedModel(Response, frozen=True):
+    """A model in Triton's list of models."""
+
+    name: str
+    version: str
+    state: Annotated[str, Meta(description="READY, or UNAVAILABLE while no replica of it answers.")]
+    reason: str
+
+
 class OpenInferenceRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A request by the Open Inference Protocol, as its replica reads it; tensors may follow it as binary data."""
 

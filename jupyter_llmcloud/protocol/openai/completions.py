@@ -17,6 +17,9 @@ class CompletionRequest(GenerationFields, kw_only=True):
     prompt: Annotated[
         str | list[str | int | list[int]], Meta(description="A text, texts, token ids, or lists of token ids.")
     ]
+    max_completion_tokens: (
+        Annotated[int, Meta(ge=0, description="As max_tokens: what some clients send beside it.")] | None
+    ) = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
@@ -26,6 +29,8 @@ class CompletionRequest(GenerationFields, kw_only=True):
     @property
     def token_limit(self) -> tuple[str, int | None]:
         """The parameter that limits the answer, and its value."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.protocol.openai.fields import OpenAIBody
 
 Kind = TypeVar("Kind")
 
@@ -44,7 +45,7 @@ _FIELDS = {
 }
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _MAX_SHOWN = 60
-_MAX_UNKNOWN_NULLS = 32
+_MAX_UNKNOWN_NULLS = 16  # places, and names that are known elsewhere: each costs a pass over the whole body
 
 
 def decode(body: bytes, kind: type[Kind]) -> Kind:
@@ -83,21 +84,26 @@ def _without_nulls(message: str, body: bytes) -> bytes | None:
     place = found.group(1) if (found := _PLACE.search(message)) else ""
     try:
         value = msgspec.json.decode(body)
-        return msgspec.json.encode(value) if _drop_null(value, _PART.findall(place), unknown[1]) else None
+        found_one = _drop_null(value, _PART.findall(place), unknown[1], _fields())
+        return msgspec.json.encode(value) if found_one else None
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):  # what comes later may be no JSON
         return None
 
 
-def _drop_null(value: Any, parts: list[str], name: str) -> bool:
-    """Drop a field that is null, in all entries of a list at once; whether there was one."""
+def _drop_null(value: Any, parts: list[str], name: str, known: frozenset[str]) -> bool:
+    """Drop a field that is null, in all entries of a list at once; whether there was one.
+
+    With it go those beside it that are null and no field of anything, so that many of them cost no more than one.
+    """
     if not parts:
-        is_null = isinstance(value, dict) and name in value and value[name] is None
-        if is_null:
-            del value[name]
-        return is_null
+        if not isinstance(value, dict) or name not in value or value[name] is not None:
+            return False
+        for beside in [key for key, held in value.items() if held is None and (key == name or key not in known)]:
+            del value[beside]
+        return True
     if parts[0].startswith("["):
-        return isinstance(value, list) and any([_drop_null(entry, parts[1:], name) for entry in value])
-    return isinstance(value, dict) and _drop_null(value.get(parts[0]), parts[1:], name)
+        return isinstance(value, list) and any([_drop_null(one, parts[1:], name, known) for one in value])
+    return isinstance(value, dict) and _drop_null(value.get(parts[0]), parts[1:], name, known)
 
 
 def invalid(param: str, message: str) -> ApiError:
@@ -117,6 +123,14 @@ def shown(value: Any) -> str:
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         text = repr(type(value).__name__)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def _fields() -> frozenset[str]:
+    """The names of the fields of all bodies and their parts."""
+    kinds: list[Any] = [OpenAIBody]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return frozenset(name for kind in kinds for name in kind.__struct_encode_fields__)
 
 
 @lru_cache(maxsize=64)

@@ -49,10 +49,15 @@ class JsonSchemaFormat(OpenAIBody, kw_only=True):
 class ResponseFormat(OpenAIBody, kw_only=True):
     """The format of an answer: free text, any JSON object, JSON of a schema, or text of an expression or grammar."""
 
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar", "json"]
     json_schema: JsonSchemaFormat | None = None
     pattern: Annotated[str, Meta(description="Of type regex.", max_length=65536)] | None = None
     grammar: Annotated[str, Meta(description="Of type grammar, in Lark's notation.", max_length=65536)] | None = None
+    schema: Annotated[dict[str, Any], Meta(description="Of type json_object, as llama.cpp's clients do.")] | None = None
+    value: (
+        Annotated[dict[str, Any] | str, Meta(description="The schema or pattern, as huggingface_hub's client does.")]
+        | None
+    ) = None
 
 
 class StructuredOutputs(OpenAIBody, kw_only=True):
@@ -98,6 +103,7 @@ class GenerationFields(OpenAIBody, kw_only=True):
     prompt_cache_retention: Annotated[Any, Meta(description="Accepted without effect.")] = None
     store: Annotated[bool | None, Meta(description="Accepted without effect: only responses are stored.")] = None
     cache_control: Annotated[Any, Meta(description="Accepted without effect.")] = None
+    add_special_tokens: Annotated[Any, Meta(description="Only true for a prompt, false for a conversation.")] = None
     skip_special_tokens: Annotated[Any, Meta(description="Only true.")] = None
     spaces_between_special_tokens: Annotated[Any, Meta(description="Only true.")] = None
     include_stop_str_in_output: Annotated[Any, Meta(description="Only false.")] = None

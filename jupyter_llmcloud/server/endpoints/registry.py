@@ -112,7 +112,7 @@ class EndpointRegistry:
 
     def _replace(self, endpoint: EndpointController, new: Revision) -> None:
         current = endpoint.stored.current
-        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "in_place_of")}
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "in_place_of", "was_stable")}
         if dataclasses.replace(new, **alike) != current:
             endpoint.change(rollout.updated(endpoint.stored.revisions, new, time.time()))
 
@@ -137,16 +137,18 @@ class EndpointRegistry:
         if not stored.follows:
             return
 
+        run = self._runs.folder(stored.follows)
+
         async def serve(model: RunModel) -> None:
             folder = await self._resolve(str(model.folder), is_own=True)
-            await self._update(endpoint, folder, str(model.folder), step=model.step)
+            await self._update(endpoint, folder, (await asyncio.to_thread(run.read)).name, step=model.step)
 
         def serving() -> tuple[int | None, Path] | None:
             if not endpoint.is_settled:
                 return None
             return stored.current.step, Path(stored.current.model)
 
-        followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
+        followed = FollowedRun(run, serve, serving, self._log)
         endpoint.follow(followed.follow)
 
     async def _resolve(

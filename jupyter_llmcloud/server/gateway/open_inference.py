@@ -13,7 +13,14 @@ import msgspec
 
 from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.protocol.http.gateway import ModelReady, ServerHealth, ServerMetadata
+from jupyter_llmcloud.protocol.http.gateway import (
+    ConfiguredTensor,
+    IndexedModel,
+    ModelConfig,
+    ModelReady,
+    ServerHealth,
+    ServerMetadata,
+)
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
@@ -26,8 +33,10 @@ if TYPE_CHECKING:
 MAX_TENSORS = 16 << 20  # bytes of a body: a batch of images as numbers
 METADATA_TIMEOUT_S = 10.0
 INFER_ROUTES = ("infer", "infer_stream")
-EXTENSIONS = ("binary_tensor_data",)
-_FROM_CLIENT = (HEADER_LENGTH, "Content-Encoding", "Content-Type")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)")
+# Of the types that a model's configuration names otherwise than its metadata does.
+_CONFIGURED_TYPES = {"BYTES": "TYPE_STRING"}
+_FROM_CLIENT = (HEADER_LENGTH, "Content-Type")  # not Content-Encoding: the body is decoded here
 
 
 class OpenInferenceErrors(GatewayHandler):
@@ -89,6 +98,47 @@ class ModelVersionHandler(ModelMetadataHandler):
     async def get(self, name: str, version: str) -> None:  # type: ignore[override]
         """Tell what this version of a model takes and gives."""
         await self._tell(name, f"/v2/models/{name}/versions/{version}")
+
+
+class ModelConfigHandler(OpenInferenceErrors):
+    """A model's configuration, as clients of Triton ask for it."""
+
+    @gateway_access("read", ModelConfig)
+    async def get(self, name: str) -> None:
+        """Tell what a model takes and gives, in the words of Triton's model configuration."""
+        await self._tell(name, f"/v2/models/{name}")
+
+    async def _tell(self, name: str, path: str) -> None:
+        await self.started()
+        status, body = await _asked(self.endpoint(name), path)
+        self.set_status(status)
+        self.finish(msgspec.json.encode(_configuration(msgspec.json.decode(body))) if status == 200 else body)
+
+
+class ModelVersionConfigHandler(ModelConfigHandler):
+    """The configuration of a version of a model."""
+
+    @gateway_access("read", ModelConfig)
+    async def get(self, name: str, version: str) -> None:  # type: ignore[override]
+        """Tell what this version of a model takes and gives, in the words of Triton's model configuration."""
+        await self._tell(name, f"/v2/models/{name}/versions/{version}")
+
+
+class RepositoryIndexHandler(OpenInferenceErrors):
+    """The models, as clients of Triton ask for them."""
+
+    @gateway_access("execute")
+    async def post(self) -> None:
+        """List the models that may be asked, and whether each has a replica that answers."""
+        await self.started()
+        models = [
+            IndexedModel(name=live.name, version="1", state="READY", reason="")
+            if live.ready_replicas()
+            else IndexedModel(name=live.name, version="1", state="UNAVAILABLE", reason=live.reason or live.state)
+            for live in self.endpoints.list()
+            if live.is_active and self.may_ask(live.name)
+        ]
+        self.finish(msgspec.json.encode(models))
 
 
 class ModelReadyHandler(OpenInferenceErrors):
@@ -164,6 +214,28 @@ class UnknownOpenInferencePathHandler(OpenInferenceErrors):
         if self.request.method == "OPTIONS":
             return
         raise ApiError(404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url")
+
+
+def _configuration(told: dict[str, Any]) -> ModelConfig:
+    """A model's metadata in the words of its configuration. Its shapes are whole: the batch is no axis of its own."""
+    tensors = {
+        kind: [
+            ConfiguredTensor(
+                name=one["name"],
+                data_type=_CONFIGURED_TYPES.get(one["datatype"], f"TYPE_{one['datatype']}"),
+                dims=one["shape"],
+            )
+            for one in told.get(kind, ())
+        ]
+        for kind in ("inputs", "outputs")
+    }
+    return ModelConfig(
+        name=told.get("name", ""),
+        platform=told.get("platform", ""),
+        max_batch_size=0,
+        input=tensors["inputs"],
+        output=tensors["outputs"],
+    )
 
 
 async def _asked(endpoint: EndpointController, path: str) -> tuple[int, bytes]:

@@ -62,7 +62,7 @@ def test_parameters_that_take_each_other_for_the_other_are_told_what_they_got(tm
     async def asks(replica: Replica) -> None:
         error = (await replica.infer({"inputs": [3]}, status=500))["error"]
         assert "TypeError" in error and "Cell In[4], line" in error
-        told = "predict gets the inputs first: f was a list; then what load() returned: values was a builtin_function_or_method."
+        told = "predict gets the inputs first: f was of type list; then what load() returned: values was of type builtin_function_or_method."
         assert told in error
 
     serve(spec, asks)

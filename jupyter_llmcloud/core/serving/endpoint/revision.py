@@ -37,6 +37,7 @@ class Revision:
         keep_requests: keep what is asked and answered, for feedback.
         keep_previous: seconds that the replicas of the revision before it are kept; None: they are not.
         kept_until: of a previous one, when its replicas end, in seconds since the epoch.
+        was_stable: whether it has been the stable one; None: it still is, or was written down before this was kept.
         note: why it was withdrawn.
         kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
         engine: what computes it; auto: the fastest that answers as the model itself does.
@@ -73,3 +74,4 @@ class Revision:
     api_key_env: str = ""
     keep_previous: float | None = None
     kept_until: float | None = None
+    was_stable: bool | None = None

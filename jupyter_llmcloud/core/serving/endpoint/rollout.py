@@ -43,7 +43,10 @@ def updated(revisions: Revisions, new: Revision, now: float = 0.0) -> list[Revis
 
 def _replaced(item: Revision, new: Revision, now: float) -> Revision:
     """Without requests; with its replicas for a while, when those are its own and that was asked for."""
-    if item.role != STABLE or not new.keep_previous or new.in_place_of:
+    if item.role != STABLE:
+        return _retired(item)
+    item = replace(item, was_stable=True)
+    if not new.keep_previous or new.in_place_of:
         return _retired(item)
     return replace(item, role=PREVIOUS, weight=0, in_place_of=0, kept_until=now + new.keep_previous)
 
@@ -59,7 +62,7 @@ def with_canary(revisions: Revisions, new: Revision, percent: int) -> list[Revis
     if not 1 <= percent <= 99:
         raise UsageError(f"canary {percent} is not possible: 1 to 99 percent of the requests.")
     rest = [_retired(item) if item.role == CANARY else item for item in revisions]
-    canary = replace(new, role=CANARY, weight=percent, in_place_of=0)
+    canary = replace(new, role=CANARY, weight=percent, in_place_of=0, was_stable=False)
     return [*(_weighted(item, _WHOLE - percent) if item.role == STABLE else item for item in rest), canary]
 
 
@@ -106,7 +109,8 @@ def shadowed(revisions: Revisions, new: Revision | None) -> list[Revision]:
         raise UsageError(f"revision {new.number} answers requests already ({known.role}): it cannot be their shadow.")
     shadow = replace(_revived(new), role=SHADOW, weight=0, in_place_of=0)
     if known is None:
-        return [*rest, shadow]
+        return [*rest, replace(shadow, was_stable=False)]
+    shadow = replace(shadow, was_stable=known.was_stable)
     return [shadow if item.number == new.number else item for item in rest]
 
 
@@ -115,8 +119,7 @@ def rolled_back(revisions: Revisions) -> list[Revision]:
     if (canary := with_role(revisions, CANARY)) is not None:
         return withdrawn(revisions, canary.number, "")
     stable = with_role(revisions, STABLE)
-    earlier = [item for item in revisions if item.role in (PREVIOUS, RETIRED) and not item.note]
-    earlier = [item for item in earlier if stable is None or item.number < stable.number]
+    earlier = _before(revisions, stable.number) if stable is not None else []
     if stable is None or not earlier:
         raise UsageError("there is no earlier revision to go back to.")
     return _back_to(revisions, max(earlier, key=lambda item: item.number), stable, "rolled back")
@@ -126,14 +129,18 @@ def withdrawn(revisions: Revisions, number: int, reason: str) -> list[Revision]:
     """Without a revision that fails (`reason`), or is not wanted (none): the others answer in its place."""
     failed = next(item for item in revisions if item.number == number)
     if failed.role == STABLE:
-        heirs = [item for item in revisions if item.role == CANARY]
-        earlier = [item for item in revisions if item.role in (PREVIOUS, RETIRED) and item.number < number]
-        heirs = heirs or [item for item in earlier if not item.note]
+        heirs = [item for item in revisions if item.role == CANARY] or _before(revisions, number)
         if not heirs:
             return list(revisions)
         return _back_to(revisions, max(heirs, key=lambda item: item.number), failed, reason)
     out = [_retired(item, reason) if item.number == number else item for item in revisions]
     return [_weighted(item, _WHOLE) if failed.role == CANARY and item.role == STABLE else item for item in out]
+
+
+def _before(revisions: Revisions, number: int) -> list[Revision]:
+    """Those that one can go back to: they were the stable one. A canary or a shadow was only tried, or has failed."""
+    gone = [item for item in revisions if item.role in (PREVIOUS, RETIRED) and item.number < number]
+    return [item for item in gone if not item.note and item.was_stable is not False]
 
 
 def _back_to(revisions: Revisions, heir: Revision, failed: Revision, reason: str) -> list[Revision]:

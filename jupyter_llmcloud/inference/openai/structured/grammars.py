@@ -30,6 +30,8 @@ class Grammar(NamedTuple):
 def grammar_of(form: ResponseFormat | None, structured: StructuredOutputs | None) -> Grammar | None:
     """What the two parameters of a format ask for; raises `ApiError` 400 where they contradict or lack something."""
     asked = structured is not None and any(getattr(structured, name) for name in structured.__struct_fields__)
+    if form is not None:
+        _check_fields(form)
     if form is not None and form.type != "text":
         if asked:
             raise invalid("structured_outputs", "structured_outputs and response_format exclude each other.")
@@ -38,16 +40,38 @@ def grammar_of(form: ResponseFormat | None, structured: StructuredOutputs | None
 
 
 def _of_response_format(form: ResponseFormat) -> Grammar:
-    if form.type == "json_object":
-        return _json({"type": "object"}, "response_format")
+    if form.type in ("json_object", "json"):
+        schema, param = _alternative(form, "schema", dict)
+        return _json({"type": "object"}, "response_format") if schema is None else _json(schema, param)
     if form.type == "json_schema":
         schema = _required(form.json_schema, "response_format.json_schema")
         return json_schema_grammar(schema, "response_format.json_schema.schema")
     if form.type == "regex":
-        pattern = _required(form.pattern, "response_format.pattern")
-        return Grammar(regex_grammar(pattern), "response_format.pattern", f"/{_escaped(pattern)}/")
+        pattern, param = _alternative(form, "pattern", str)
+        return Grammar(regex_grammar(_required(pattern, param)), param, f"/{_escaped(pattern)}/")
     text = _required(form.grammar, "response_format.grammar")
     return Grammar(_lark(text), "response_format.grammar")
+
+
+def _check_fields(form: ResponseFormat) -> None:
+    """Raise ApiError for a schema or pattern that would not be looked at."""
+    for name, kinds in (("schema", ("json_object", "json")), ("value", ("json_object", "json", "regex"))):
+        if getattr(form, name) is not None and form.type not in kinds:
+            param = f"response_format.{name}"
+            raise invalid(param, f"{param} is not for type {form.type!r}: {' or '.join(kinds)} has it.")
+
+
+def _alternative(form: ResponseFormat, name: str, kind: type) -> tuple[Any, str]:
+    """A parameter that `value` may stand for, as text-generation-inference has it, and its name."""
+    if form.value is None:
+        return getattr(form, name), f"response_format.{name}"
+    param = "response_format.value"
+    if getattr(form, name) is not None:
+        raise invalid(param, f"{param} and response_format.{name} exclude each other.")
+    if not isinstance(form.value, kind):
+        wanted = "a JSON schema (an object)" if kind is dict else "a regular expression (a string)"
+        raise invalid(param, f"{param} must be {wanted} with type {form.type!r}.")
+    return form.value, param
 
 
 def json_schema_grammar(form: JsonSchemaFormat, param: str) -> Grammar:

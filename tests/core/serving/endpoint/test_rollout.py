@@ -95,6 +95,22 @@ def test_a_revision_that_fails_is_withdrawn_with_the_reason_and_is_not_gone_back
     assert rollout.withdrawn([ONE], 1, "nothing else is there") == [ONE]
 
 
+def test_what_was_only_tried_is_not_gone_back_to() -> None:
+    four = Revision(4, "/four")
+    tried = rollout.rolled_back(rollout.with_canary([ONE], TWO, 5))
+    tried = rollout.shadowed(rollout.shadowed(tried, THREE), None)
+    updated = rollout.updated(tried, four)
+    everything_but_one = [(2, "retired", 0), (3, "retired", 0), (4, "retired", 0)]
+    assert told(rollout.rolled_back(updated)) == [(1, "stable", 100), *everything_but_one]
+    assert told(rollout.withdrawn(updated, 4, "cannot be loaded")) == [(1, "stable", 100), *everything_but_one]
+    promoted = rollout.split(rollout.with_canary([ONE], TWO, 5), {"canary": 100})
+    assert told(rollout.rolled_back(rollout.updated(promoted, four)))[1] == (2, "stable", 100)
+    before_this_was_kept = [dataclasses.replace(ONE, role="retired", weight=0), TWO]
+    assert told(rollout.rolled_back(before_this_was_kept)) == [(1, "stable", 100), (2, "retired", 0)]
+    again = rollout.shadowed(rollout.updated([ONE], TWO), ONE)  # the one before, beside the new one
+    assert told(rollout.rolled_back(rollout.shadowed(again, None))) == [(1, "stable", 100), (2, "retired", 0)]
+
+
 def test_scaling_leaves_the_canary_alone() -> None:
     scaled = rollout.scaled(rollout.with_canary([ONE], TWO, 5), 4)
     assert [item.num_replicas for item in scaled] == [4, 2]
