@@ -375,5 +375,5 @@ class Checkpointer:
             return
         if saved["position"]["persistent"]:
             self._sender.text("stderr", _OLD_WORKERS)
-        if _APPENDS.search(self.cell.code):
+        if self.cell is not None and _APPENDS.search(self.cell.code):
             self._sender.text("stderr", _APPENDED.format(step=saved["steps"]))

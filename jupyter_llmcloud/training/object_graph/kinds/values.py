@@ -137,7 +137,11 @@ class DictView(Kind):
 
     name = "dict view"
     filled = False
-    types = tuple(type(view) for made in ({}, OrderedDict()) for view in (made.keys(), made.values(), made.items()))
+    types: tuple[type, ...] = tuple(
+        type(view)
+        for made in (dict[str, int](), OrderedDict[str, int]())
+        for view in (made.keys(), made.values(), made.items())
+    )
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         return [type(value).__name__.rpartition("_")[2]], [("<dict>", gc.get_referents(value)[0])]
