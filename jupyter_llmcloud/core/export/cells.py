@@ -91,6 +91,7 @@ def needed_cells(
         perhaps -= always_bound(last.tree)
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
+    is_drawn_anew = False
     imported = _imported(earlier) if is_alone else set()
     used_before = _names_used(earlier) if is_alone else []
     for ran in reversed(earlier):
@@ -104,6 +105,7 @@ def needed_cells(
             ):
                 if not is_definition(cell.tree):
                     notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
+                    is_drawn_anew = last.spec.get("seed") is None
             elif _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
                 needed = (needed - before.bound) | (before.needed - GIVEN)
@@ -114,6 +116,8 @@ def needed_cells(
             notes += _unfinished(cell, needed, perhaps)
         if assigned := _assigned(cell, needed, perhaps):  # pushed before it, whatever became of it
             parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
+    if is_exact and is_drawn_anew:
+        notes.append("What the cell draws at random before it seeds itself is another draw without these.")
     _refuse_missing(last, needed)
     return parts[::-1], notes
 
