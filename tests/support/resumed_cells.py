@@ -60,6 +60,20 @@ samples.append(peeked)
     + END
 )
 
+# Epochs of so many steps, each with an iterator of its own: the last step that is saved is that of an epoch.
+COUNTED = (
+    BEGIN
+    + """
+for epoch in range(6):
+    batches = iter(loader)
+    for step in range(7):
+        train(next(batches))
+        turn += 1
+        perhaps_die(turn)
+"""
+    + END
+)
+
 BREAK = (
     BEGIN
     + """
@@ -540,6 +554,7 @@ MORE_CELLS = {
     "kept gradients": DECAYED_GRADIENTS.replace("p.grad.mul_(0.7)", "pass"),
     "while next": WHILE_NEXT,
     "for next": FOR_NEXT,
+    "counted": COUNTED,
     "break": BREAK,
     "skipped": SKIPPED,
     "class": CLASS,

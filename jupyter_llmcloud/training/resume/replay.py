@@ -203,12 +203,18 @@ class ReplayCursor:
         """The steps from 0 to `total`; in a cell that is followed, as a pass."""
         return TrackedSteps(self, StepSource(total, self.inner)) if self.follows else iter(range(total))
 
+    def made(self, iterator: TrackedIterator) -> None:
+        """Somebody has an iterator; its pass begins when it is drawn from."""
+        self.passes.made(iterator)
+
+    def _key_of(self, iterator: TrackedIterator) -> str:
+        return "steps" if isinstance(iterator, TrackedSteps) else self.loaders.key_of(iterator.loader)
+
     def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins."""
-        if isinstance(iterator, TrackedSteps):
-            iterator.key = "steps"
-        else:
-            iterator.key = self.loaders.use(iterator.loader)
+        iterator.key = self._key_of(iterator)
+        if not isinstance(iterator, TrackedSteps):
+            self.loaders.use(iterator.loader)
             if not self.replaying:
                 self.loaders.restore_order(iterator.key)
         if self._is_taken_up_by(iterator):
@@ -275,7 +281,8 @@ class ReplayCursor:
     def _arrive(self, target: ReplayTarget) -> None:
         """The saved position is reached: from here on the cell runs as it would have."""
         saved, self._target = target.position, None
-        self.passes.restore(saved)
-        orders = {key: order for key, order in saved["loaders"].items() if key not in saved["passes"]}
+        self.passes.restore(saved, self._key_of)
+        taken_up = saved["passes"].keys() - self.passes.inherited  # with the order that they began with
+        orders = {key: order for key, order in saved["loaders"].items() if key not in taken_up}
         self.loaders.restore(saved["num_loaders"], orders)
         self._observer.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from typing import Any
 
@@ -23,6 +24,9 @@ class Cursor:
     def __init__(self) -> None:
         self.passes = PassHistory()
         self.inner = InnerIterators()
+
+    def made(self, iteration: TrackedIterator) -> None:
+        self.passes.made(iteration)
 
     def begin(self, iteration: TrackedIterator) -> None:
         iteration.key = "a"
@@ -114,7 +118,7 @@ def test_a_pass_that_was_under_way_goes_on_with_the_same_order_and_reads_nothing
 
     torch.manual_seed(99)
     after, rows.read = Cursor(), []
-    after.passes.restore(saved)
+    after.passes.restore(saved, lambda _: "a")
     assert [batch.tolist() for batch in after.over(loader)] == wanted
     assert rows.read == [row for batch in (used[-1], *wanted) for row in batch]  # the last batch stands in
     assert after.passes.begun == {"a": 1}
@@ -132,9 +136,43 @@ def test_a_pass_that_has_begun_on_the_way_becomes_the_saved_one_or_ends() -> Non
     same, another = after.over(loader), after.over(loader)
     next(same)
     next(another)
-    after.passes.restore(saved)
+    after.passes.restore(saved, lambda _: "a")
     assert [int(item) for item in same] == [4, 5]
     assert list(another) == []
+
+
+def test_a_pass_that_somebody_waits_to_go_on_with_is_nobody_elses() -> None:
+    """As where epochs end after so many `next(batches)`: the next one asks for an iterator of its own."""
+    before, loader = Cursor(), DataLoader(range(6))
+    used = before.over(loader)
+    for _ in range(4):
+        next(used)
+    saved = before.passes.describe()
+
+    after = Cursor()
+    waiting = after.over(loader)
+    after.passes.restore(saved, lambda _: "a")
+    assert after.passes.inherited == {"a"}
+    assert after.passes.describe()["passes"] == saved["passes"], "for whoever goes on from here"
+    new = after.over(loader)
+    assert [int(item) for item in new] == [0, 1, 2, 3, 4, 5]
+    assert [int(item) for item in waiting] == [4, 5]
+    assert (new.ordinal, waiting.ordinal, after.passes.begun) == (1, 0, {"a": 2})
+
+
+def test_a_pass_whose_iterator_nobody_has_any_more_is_over() -> None:
+    before, loader = Cursor(), DataLoader(range(6))
+    used = before.over(loader)
+    next(used)
+    saved = before.passes.describe()
+
+    after = Cursor()
+    waiting: Any = after.over(loader)
+    after.passes.restore(saved, lambda _: "a")
+    waiting = after.over(loader)
+    gc.collect()
+    assert after.passes.describe()["passes"] == {}
+    assert [int(item) for item in waiting] == [0, 1, 2, 3, 4, 5]
 
 
 def test_only_loaders_that_begin_while_a_pass_draws_are_inner_ones() -> None:

@@ -23,6 +23,9 @@ class LoaderCursor(Protocol):
     def replaying(self) -> bool:
         """Whether the cell is on its way to the saved position."""
 
+    def made(self, iterator: TrackedIterator) -> None:
+        """Somebody has an iterator; its pass begins when it is drawn from."""
+
     def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins: it is given its key and its ordinal."""
 
@@ -72,6 +75,7 @@ class TrackedIterator:
         self.forward_to: ReplayPosition | None = None
         self.ended = False
         self._stand_ins: list[Any] = []  # delivered in place of batches that were used
+        cursor.made(self)
 
     @property
     def loader(self) -> Any:

@@ -27,6 +27,8 @@ class PassHistory:
         self._lengths: dict[str, dict[int, int]] = {}
         self._trained: dict[str, set[int]] = {}
         self._pending: dict[str, ReplayPosition] = {}
+        self._unused: list[weakref.ref[TrackedIterator]] = []  # iterators that were not drawn from yet
+        self._heirs: dict[str, weakref.WeakSet[TrackedIterator]] = {}  # who alone may take up a pending pass
 
     # --- as they are made ---
 
@@ -40,9 +42,21 @@ class PassHistory:
         """The next one over this loader is counted as this one."""
         self.begun = {**self.begun, key: ordinal}
 
+    def made(self, iterator: TrackedIterator) -> None:
+        """Somebody has an iterator; its pass begins when it is drawn from."""
+        self._unused = [*self._unused_refs(), weakref.ref(iterator)]
+
+    def _unused_refs(self) -> list[weakref.ref[TrackedIterator]]:
+        return [ref for ref in self._unused if (item := ref()) is not None and not item.key]
+
     def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins."""
-        iterator.ordinal = self.count(iterator.key)
+        self._forget_lost()
+        pending = self._pending.get(iterator.key)
+        if pending is not None and iterator in self._heirs.get(iterator.key, ()):
+            iterator.ordinal = pending["ordinal"]
+        else:
+            iterator.ordinal = self.count(iterator.key)
         self._alive = [ref for ref in self._alive if ref() is not None]
         self._alive.append(weakref.ref(iterator))
 
@@ -76,22 +90,43 @@ class PassHistory:
 
     def describe(self) -> ReplayPosition:
         """In plain values."""
+        self._forget_lost()
         under_way = [item for item in self.alive() if item.handed_out and not item.ended]
         return {
             "begun": self.begun,
             "trained": {key: sorted(ordinals) for key, ordinals in self._trained.items()},
             "lengths": self._lengths,
-            "passes": {item.key: item.position() for item in under_way},
+            "passes": {**self._pending, **{item.key: item.position() for item in under_way}},
         }
 
-    def restore(self, saved: ReplayPosition) -> None:
-        """Be as `describe` says. Passes that have begun meanwhile are the saved ones, or belong to the past."""
+    def restore(self, saved: ReplayPosition, key_of: Callable[[TrackedIterator], str]) -> None:
+        """Be as `describe` says. Passes that have begun meanwhile are the saved ones, or belong to the past.
+
+        An iterator that code has got on the way and has not drawn from is the one of the pass that was under way. One
+        that it gets later begins a new pass then.
+        """
         self._trained = {key: {*map(int, ordinals)} for key, ordinals in saved["trained"].items()}
         self._lengths = {key: dict(lengths) for key, lengths in saved["lengths"].items()}
         self._pending = {key: dict(position) for key, position in saved["passes"].items()}
-        self.begun = {**saved["begun"], **{key: position["ordinal"] for key, position in self._pending.items()}}
+        self._heirs = {}
+        for item in [item for ref in self._unused_refs() if (item := ref()) is not None]:
+            if (key := key_of(item)) in self._pending:
+                self._heirs.setdefault(key, weakref.WeakSet()).add(item)
+        nobodys = {key: position["ordinal"] for key, position in self._pending.items() if key not in self._heirs}
+        self.begun = {**saved["begun"], **nobodys}
         for item in self.alive():
             self._carry_over(item)
+
+    @property
+    def inherited(self) -> set[str]:
+        """The loaders over which a pass was under way that somebody waits to go on with."""
+        return {key for key in self._heirs if key in self._pending}
+
+    def _forget_lost(self) -> None:
+        """A pass that was under way, and whose iterator nobody has any more."""
+        for key in [key for key, heirs in self._heirs.items() if not len(heirs)]:
+            del self._heirs[key]
+            self._pending.pop(key, None)
 
     def _carry_over(self, item: TrackedIterator) -> None:
         wanted = self._pending.get(item.key)

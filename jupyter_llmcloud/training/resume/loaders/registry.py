@@ -53,12 +53,12 @@ class LoaderRegistry:
 
     def orders(self) -> dict[str, dict[str, Any]]:
         """What decides the order of each, in plain values."""
-        return {key: order_of(loader) for key, loader in self.used().items()}
+        return {**self._saved_orders, **{key: order_of(loader) for key, loader in self.used().items()}}
 
     def restore(self, num_made: int, orders: dict[str, dict[str, Any]]) -> None:
         """As many were made; each of `orders` gets its order when a pass over it begins."""
         self.num_made = num_made
-        self._saved_orders = orders
+        self._saved_orders = dict(orders)
 
     def restore_order(self, key: str) -> None:
         """The next pass over a loader has the saved order, unless one has begun since."""
