@@ -39,6 +39,7 @@ CREDENTIALS = (
 QUICK_S = 0.05
 OF_THE_KEY = ("/llmcloud/v1/files", "/llmcloud/v1/batches", "/llmcloud/v1/feedback", "/llmcloud/v1/responses/")
 OF_THE_SERVER = {"/llmcloud/v1/openapi.json", "/llmcloud/v2", "/llmcloud/v2/health/live", "/llmcloud/v2/health/ready"}
+LISTS = "/llmcloud/v2/repository/index"  # of what the key may ask
 
 
 def assert_signs_nobody_in(answer: httpx.Response) -> None:
@@ -88,7 +89,10 @@ async def test_every_route_and_method_refuses_whoever_may_not(server: Server, mo
             expected = 401
             if credential == "other scope":  # of a key that is valid
                 is_nowhere = answer.status_code == 404 and "/versions/name" in path  # whatever the model is
-                expected = 200 if path in OF_THE_SERVER else 404 if path.endswith("/nothing") or is_nowhere else 403
+                expected = (
+                    200 if path in {*OF_THE_SERVER, LISTS} else 404 if path.endswith("/nothing") or is_nowhere else 403
+                )
+                assert path != LISTS or answer.json() == []
                 if path.startswith(OF_THE_KEY):  # what it made itself, which is nothing
                     expected = answer.status_code if answer.status_code in (400, 403, 404) else 200
                     assert expected != 200 or answer.json()["data"] == []

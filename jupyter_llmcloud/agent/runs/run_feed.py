@@ -156,10 +156,9 @@ class RunFeed:
         """The cell is sent to these ranks."""
         self._times.begin(number, ranks)
         if self._trackers is None:
-            names, url = self.record.spec.get("track") or (), ""
+            names, url = self.record.spec.get("track") or (), root_url_of(self._folder.path.parents[1])
             if names:
                 self._tell_begun()
-                url = root_url_of(self._folder.path.parents[1])
             self._trackers = TrackerProcesses(self._folder.path, names, self._note_late, url)
         self._alerts.begin_attempt()
 

@@ -7,6 +7,7 @@ groups of this process; the same numbers are counted here, since only the group'
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,32 @@ GroupRow = list[Any]  # [ranks, begun, finished]
 _READERS: dict[str, str] = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json"}
 
 
+class FinishedCounts:
+    """How many collectives of each group are finished.
+
+    Gloo finishes them in two threads, each of which notes the number of its own: with 7 noted before 6, torch tells 6
+    of 7 until the next one, and a rank that does anything else would look like one that waits. So the count never
+    falls, and one that lasts is checked: the fourth, eighth, sixteenth ... time that it is seen, since a look at the
+    recorder's entries takes 60 ms.
+    """
+
+    def __init__(self) -> None:
+        self._finished: dict[tuple[str, str], int] = {}
+        self._in_flight: dict[tuple[str, str], tuple[int, int, int]] = {}  # begun, finished, how often it was seen so
+
+    def count(self, group: tuple[str, str], begun: int, finished: int, is_done: Callable[[int, int], bool]) -> int:
+        """Those of a group, as torch tells them now. `is_done(first, last)`: whether all of these are finished."""
+        finished = max(finished, self._finished.get(group, 0))
+        if finished < begun:
+            *before, seen = self._in_flight.get(group, (0, 0, 0))
+            seen = seen + 1 if before == [begun, finished] else 1
+            self._in_flight[group] = (begun, finished, seen)
+            if seen >= 4 and seen.bit_count() == 1 and is_done(finished + 1, begun):
+                finished = begun
+        self._finished[group] = finished
+        return finished
+
+
 class Collectives:
     """The groups of this process, by name.
 
@@ -32,6 +59,7 @@ class Collectives:
         self._made: dict[str, int] = dict.fromkeys(_READERS, 0)
         self._groups: dict[tuple[str, str], tuple[Any, list[int]]] = {}  # (backend, number) -> group, its ranks
         self._readers: dict[str, Callable[..., bytes]] = {}
+        self._finished = FinishedCounts()
 
     def watch(self) -> None:
         """Hear of every group that torch makes."""
@@ -70,9 +98,24 @@ class Collectives:
                 if not ranks:
                     ranks += dist.get_process_group_ranks(group)
                 name = "world" if group is c10d.GroupMember.WORLD else group.group_name
-                begun, finished = int(row["last_enqueued_collective"]), int(row["last_completed_collective"])
-                found[f"{name}/{backend}"] = [ranks, max(begun, 0), max(finished, 0)]
+                begun, told = (
+                    max(int(row["last_enqueued_collective"]), 0),
+                    max(int(row["last_completed_collective"]), 0),
+                )
+                is_done = functools.partial(_is_done, read, number)
+                finished = self._finished.count((backend, number), begun, told, is_done)
+                found[f"{name}/{backend}"] = [ranks, begun, finished]
         return found
+
+
+def _is_done(read: Callable[..., bytes], number: str, first: int, last: int) -> bool:
+    """Whether the recorder's own entries of these collectives of a group are there and closed."""
+    entries = [
+        entry
+        for entry in json.loads(read(includeCollectives=True)).get("entries", ())
+        if str(entry["pg_id"]) == number and not entry["is_p2p"] and first <= entry["collective_seq_id"] <= last
+    ]
+    return bool(entries) and all(entry["retired"] for entry in entries)
 
 
 def as_sent(groups: dict[str, GroupRow]) -> dict[str, GroupRow]:

@@ -63,9 +63,25 @@ def hold_the_same(world: Ranks, ranks: list[int]) -> None:
     assert all(torch.equal(other[name], first[name]) for other in others for name in first)
 
 
+SLOW_TO_ASK = """
+import time
+from jupyter_llmcloud.training.parallel.asynchronous.client import ParameterClient
+asks = ParameterClient.pull
+def late(*args):
+    time.sleep(0.2)
+    return asks(*args)
+if rank == 1:
+    ParameterClient.pull = late
+"""
+
+
 def test_workers_in_step_train_what_one_process_trains(three: Ranks, alone: dict[str, Any]) -> None:
     # Each step the body gathers the losses, so that nobody sends before all have what was sent before.
-    three.ok(in_step(2), plan=IN_STEP)
+    three.ok(SLOW_TO_ASK)
+    try:
+        three.ok(in_step(2), plan=IN_STEP)
+    finally:
+        three.ok("ParameterClient.pull = asks")
     assert three.pull("losses") == pytest.approx(alone["sgd"]["losses"], abs=1e-4)
     for rank in range(3):
         state = three.pull("state", rank)
@@ -75,7 +91,7 @@ def test_workers_in_step_train_what_one_process_trains(three: Ranks, alone: dict
 
 def test_workers_on_their_own_come_to_the_loss_of_one_process(three: Ranks, alone: dict[str, Any]) -> None:
     outcome = three.ok(training(batch=2, clip=1e9, optimizer=ADAM, epochs=6), plan="async-ps:4")
-    assert of_epoch(three.pull("losses"), 5) == pytest.approx(of_epoch(alone["adam"]["losses"], 5), rel=0.1)
+    assert of_epoch(three.pull("losses"), 5) == pytest.approx(of_epoch(alone["adam"]["losses"], 5), rel=0.15)
     assert "rounds of ranks 0 to 2: " in outcome.text(0, "stderr")
     hold_the_same(three, [0, 1, 2])
 

@@ -237,6 +237,8 @@ class AsyncParameterServer(LocalSGD):
             answer = self._servers.end_phase(key, phase)
         for replica in served:
             replica.adopt(self._servers.pull(replica.number))
+        with WAITING.block():
+            self._servers.meet()  # until here nobody has sent anything new
         return answer
 
     def end(self) -> None:
