@@ -97,7 +97,7 @@ def test_the_quickstart_trains_stops_serves_and_answers(
     assert "sk-llmc" not in "".join(served.all_inner_texts())
     expect(_run(page, _index("completions.create")).first).to_contain_text("The for statement")
     told = " ".join(_run(page, _index("stream=True")).all_inner_texts())
-    assert told.strip() and "Error" not in told, told
+    assert told.strip() and "Traceback (most recent" not in told, told  # the model says any word that it has seen
     page.screenshot(path=str(pictures / "quickstart-served.png"))
     _run(page, _index("ep.stop()"))
     browser.save(page)
