@@ -88,7 +88,10 @@ class ModelMetadataHandler(OpenInferenceErrors):
         await self.started()
         status, body = await _asked(self.endpoint(name), path)
         self.set_status(status)
-        self.finish(body)
+        self.finish(self._told(body) if status == 200 else body)
+
+    def _told(self, metadata: bytes) -> bytes:
+        return metadata
 
 
 class ModelVersionHandler(ModelMetadataHandler):
@@ -100,7 +103,7 @@ class ModelVersionHandler(ModelMetadataHandler):
         await self._tell(name, f"/v2/models/{name}/versions/{version}")
 
 
-class ModelConfigHandler(OpenInferenceErrors):
+class ModelConfigHandler(ModelMetadataHandler):
     """A model's configuration, as clients of Triton ask for it."""
 
     @gateway_access("read", ModelConfig)
@@ -108,11 +111,8 @@ class ModelConfigHandler(OpenInferenceErrors):
         """Tell what a model takes and gives, in the words of Triton's model configuration."""
         await self._tell(name, f"/v2/models/{name}")
 
-    async def _tell(self, name: str, path: str) -> None:
-        await self.started()
-        status, body = await _asked(self.endpoint(name), path)
-        self.set_status(status)
-        self.finish(msgspec.json.encode(_configuration(msgspec.json.decode(body))) if status == 200 else body)
+    def _told(self, metadata: bytes) -> bytes:
+        return msgspec.json.encode(_configuration(msgspec.json.decode(metadata)))
 
 
 class ModelVersionConfigHandler(ModelConfigHandler):

@@ -114,33 +114,30 @@ def read_bytes(url: str, options: Mapping[str, Any] | None = None) -> bytes:
 
 def replace(url: str, content: bytes, options: Mapping[str, Any] | None = None) -> None:
     """Write a file that is there whole or not at all, also for whoever reads meanwhile."""
-    fs, path = filesystem(url, options)
-    with translated(url):
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        with _aside(fs, path) as staged:
-            fs.pipe_file(staged, content)
+    with _aside(url, options) as (fs, staged):
+        fs.pipe_file(staged, content)
 
 
 def put(local: str, url: str, options: Mapping[str, Any] | None = None) -> None:
     """Copy a file of this host to its place, where it is whole or not at all, also when two processes write it."""
-    fs, path = filesystem(url, options)
-    with translated(url):
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        with _aside(fs, path) as staged:
-            fs.put_file(local, staged)
+    with _aside(url, options) as (fs, staged):
+        fs.put_file(local, staged)
 
 
 @contextlib.contextmanager
-def _aside(fs: Any, path: str) -> Iterator[str]:
-    """The name of a file that is renamed to `path` in the end; each writer has one of its own."""
+def _aside(url: str, options: Mapping[str, Any] | None) -> Iterator[tuple[Any, str]]:
+    """A file system and the path of a file there that is renamed to its place in the end; each writer has its own."""
+    fs, path = filesystem(url, options)
     staged = f"{path}.{secrets.token_hex(4)}.part"
-    try:
-        yield staged
-        _move(fs, staged, path)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            fs.rm_file(staged)
-        raise
+    with translated(url):
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        try:
+            yield fs, staged
+            _move(fs, staged, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                fs.rm_file(staged)
+            raise
 
 
 def _move(fs: Any, source: str, target: str) -> None:
