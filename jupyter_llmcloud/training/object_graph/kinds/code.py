@@ -83,7 +83,8 @@ class ClosureCell(Kind):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         try:
-            return [True], [("", value.cell_contents)]
+            # A path of its own: what is found again by its path would be taken for the cell.
+            return [True], [("<contents>", value.cell_contents)]
         except ValueError:
             return [False], []
 

@@ -235,7 +235,7 @@ def _is_the_users(value: Any) -> bool:
 
 def _is_wanted(address: str, root: dict[str, Any], graph: Graph, always: set[str]) -> bool:
     """Whether a variable is put back in a cell that may have been edited, or into another number of ranks."""
-    if address in always:
+    if address in always or (_came_later(root) and address not in graph.roots and address[0].isdigit()):
         return True
     if root["new"] and not address[0].isdigit():
         return False  # the training may have added the attribute, or just the rank that saved it
@@ -243,13 +243,21 @@ def _is_wanted(address: str, root: dict[str, Any], graph: Graph, always: set[str
 
 
 def _is_of_others(address: str, saved: dict[str, Any], graph: Graph) -> bool:
-    """Whether a variable of other cells, which the training has not touched, is not there in a new process."""
+    """Whether a variable of other cells, which the training has not touched, is not there in a new process.
+
+    One that came while it went on is of this cell, however long it has been as it is: its loops are not run again.
+    """
     root = saved["roots"][address]
-    if address in graph.roots or root["changed"]:
+    if address in graph.roots or root["changed"] or _came_later(root):
         return False
     if type(root["value"]) is not list:
         return address.startswith(_MODULE)
     return not saved["nodes"][root["value"][0]]["changed"]
+
+
+def _came_later(root: dict[str, Any]) -> bool:
+    """Whether a variable came while the training went on."""
+    return not root.get("early", True)
 
 
 def _bind(values: dict[str, Any], scope: Scope) -> None:

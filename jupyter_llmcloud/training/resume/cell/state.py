@@ -80,6 +80,10 @@ class CellState:
         """An Accelerator was made."""
         self._context.note_accelerator(accelerator)
 
+    def prepared(self) -> list[Any]:
+        """Weak references to the cell's Accelerators and what they have prepared."""
+        return self._context.prepared()
+
     def note_begin(self) -> None:
         """A pass over data begins, or a first step: what is new is remembered as it is now."""
         try:
@@ -157,7 +161,10 @@ class CellState:
             "steps": num_steps,
             "world_size": len(self.cell.ranks),
             "accelerators": {
-                name: (item.step, item.gradient_state.sync_gradients, item.project_configuration.iteration)
+                name: (
+                    *(item.step, item.gradient_state.sync_gradients, item.project_configuration.iteration),
+                    item.gradient_accumulation_steps,
+                )
                 for name, item in context.accelerators().items()
             },
             "gradients": stateful_objects.gradients(
@@ -220,10 +227,11 @@ class CellState:
         kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
         self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
-            accelerator.step, sync_gradients, *iteration = saved["accelerators"][name]
+            accelerator.step, sync_gradients, *settings = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
-            if iteration and self.cell.attempt:
-                accelerator.project_configuration.iteration = iteration[0]
+            if settings and self.cell.attempt:
+                accelerator.project_configuration.iteration = settings[0]
+                accelerator.gradient_accumulation_steps = settings[1]  # by a schedule of the cell
                 stateful_objects.set_own_folders_aside(accelerator)
         if saved["is_new"]:
             rng.restore_for_new_rank(saved["rng"], self.rank)
