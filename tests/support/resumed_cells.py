@@ -258,6 +258,29 @@ def cross_validate():
 tell(*cross_validate())
 """
 
+# Batches that nobody follows, of which the first step is the first that is seen.
+UNFOLLOWED = """
+accelerator, samples, turn, losses = Accelerator(), [], 0, []
+model, data = net(), Noisy()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+model, optimizer = accelerator.prepare(model, optimizer)
+def train():
+    turn = 0
+    for epoch in range(12):
+        order = torch.randperm(96, generator=torch.Generator().manual_seed(epoch)).tolist()[rank :: world_size]
+        for rows in [order[at : at + 12] for at in range(0, 48, 12)]:
+            loss = nn.functional.mse_loss(model(data.x[rows]), data.y[rows])
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            turn += 1
+            samples.append(rows)
+            perhaps_die(turn)
+        losses.append(loss.item())
+train()
+tell(accelerator.unwrap_model(model), samples, losses)
+"""
+
 # Ranks that train apart: when they are averaged next is a count that Accelerate's object keeps.
 LOCAL_SGD = """
 from accelerate.local_sgd import LocalSGD
@@ -616,6 +639,7 @@ MORE_CELLS = {
     "module": MODULE,
     "folds": FOLDS,
     "prepared folds": PREPARED_FOLDS,
+    "unfollowed": UNFOLLOWED,
     "local sgd": LOCAL_SGD,
     "parts": PARTS.replace("COMPILED", "False"),
     "compiled": PARTS.replace("COMPILED", "True"),

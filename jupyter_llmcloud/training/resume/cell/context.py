@@ -36,6 +36,7 @@ class CellContext:
         self._trainings = trainings
         self._loaders = loaders
         self.optimizers = SteppedOptimizers()
+        self._run_id, self._before = "", set[str]()
         self.clear()
 
     def clear(self) -> None:
@@ -46,9 +47,11 @@ class CellContext:
         self._namespace: dict[str, Any] = {}
         self._given: set[str] = set()
 
-    def begin(self, namespace: dict[str, Any], given: set[str]) -> None:
+    def begin(self, run_id: str, namespace: dict[str, Any], given: set[str]) -> None:
         """A cell begins; `given` are names that every namespace starts with."""
         self._namespace, self._given = namespace, given
+        if run_id != self._run_id:  # executed again, it finds there what it has left itself
+            self._run_id, self._before = run_id, set(namespace)
         self._known = [weakref.ref(value) for value in namespace.values() if _is_accelerator(value)]
 
     def write_serving_files(self, names: list[str], run: Path) -> None:
@@ -92,6 +95,7 @@ class CellContext:
         return Scope(
             frames=frames,
             given=self._given,
+            before=self._before,
             attributes=trainings.attributes(),
             always=trainings.always(),
             sources=[loop.source for loop in self._loops.nest()],

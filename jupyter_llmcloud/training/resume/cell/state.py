@@ -51,7 +51,7 @@ class CellState:
     def begin(self, cell: Execute, namespace: dict[str, Any], given: set[str]) -> None:
         """The cell begins; `given` are names that every namespace starts with."""
         self.cell = cell
-        self._context.begin(namespace, given)
+        self._context.begin(cell.run_id, namespace, given)
 
     def begin_following(self, saved: dict[str, Any] | None) -> None:
         """The cell is followed. One that is executed again draws the same random numbers from its start."""
@@ -141,7 +141,7 @@ class CellState:
         context, frames = self._context, self._context.frames()
         context.refuse_what_is_not_followed(frames, position)
         alone = len(self.cell.ranks) == 1
-        _, graph, table = self._look(frames)
+        scope, graph, table = self._look(frames)
         found = stateful_objects.find(table, context.optimizers_in(table), self.objects, alone)
         graph.leave(
             [inner for item in found if not item.is_module for inner in stateful_objects.layers(item.value)], FOLLOWED
@@ -157,7 +157,7 @@ class CellState:
             "rng": rng.loadable(rng.snapshot()),
             "rng_at_begin": rng.loadable(self._rng_at_begin),
             "frames": frame_variables.names_of(frames),
-            "graph": self._cell_objects.take(graph, covered, trained, stager.copy, limit),
+            "graph": self._cell_objects.take(scope, graph, covered, trained, stager.copy, limit),
             "steps": num_steps,
             "world_size": len(self.cell.ranks),
             "accelerators": {
