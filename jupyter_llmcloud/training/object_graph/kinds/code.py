@@ -76,6 +76,19 @@ class Function(Kind):
             value.__kwdefaults__ = children[-1]
 
 
+class Compiled(Kind):
+    """A function that torch.compile has wrapped: the function. What it was compiled to is made again."""
+
+    name = "compiled"
+    made = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [], [("<function>", value._torchdynamo_orig_callable)]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        """Its function is filled by itself."""
+
+
 class ClosureCell(Kind):
     """What two functions share of a variable of the function round them."""
 

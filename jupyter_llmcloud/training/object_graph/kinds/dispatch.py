@@ -48,7 +48,7 @@ _OBJECT = instances.Object()
 _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
 _STATEFUL, STATEFUL_FOLLOWED, WRAPPER = reduced.Stateful(), reduced.SavedElsewhere(), reduced.Wrapper()
 _DICT = containers.Dict()
-_FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
+_FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache(), code.Compiled()
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
@@ -138,7 +138,8 @@ BY_NAME: dict[str, Kind] = {
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
         STATEFUL_FOLLOWED, WRAPPER, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT, _COUNTING,
-        _FUNCTION, _CLASS, _CACHE, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
+        _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE,
+        _RESTATED, _ARROW, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
@@ -159,6 +160,8 @@ def _kind_by_base(value: Any) -> Kind:
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
     if isinstance(value, types.FunctionType):
+        if "_torchdynamo_orig_callable" in vars(value):
+            return _COMPILED
         return _FUNCTION if is_own(value) else _NAMED
     if isinstance(value, type):
         return _CLASS if is_own(value) else _NAMED

@@ -224,7 +224,9 @@ def _of_modules() -> list[tuple[str, Any, str]]:
         (f"{_MODULE}{module} {name}", value, MUST)
         for module, found in own_modules()
         for name, value in list(vars(found).items())
-        if not (name.startswith("__") and name.endswith("__")) and not isinstance(value, ModuleType)
+        if not (name.startswith("__") and name.endswith("__"))
+        and not isinstance(value, ModuleType)
+        and not frame_variables.is_compilers(name)
     ]
 
 
