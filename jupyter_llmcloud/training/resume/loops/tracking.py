@@ -11,7 +11,7 @@ import builtins
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -281,8 +281,14 @@ def install(cursor: LoopCursor, loops: Loops) -> None:
         loops.push_while(tracked)
         return tracked
 
-    setattr(builtins, LOOP_FUNCTION, loop)
-    setattr(builtins, WHILE_FUNCTION, begin_while)
+    _add_builtin(LOOP_FUNCTION, loop)
+    _add_builtin(WHILE_FUNCTION, begin_while)
+
+
+def _add_builtin(name: str, function: Callable[..., Any]) -> None:
+    """Let all code find it, and pickles by its name: dill, with which datasets compares functions, would look in."""
+    function.__module__, function.__qualname__, function.__name__ = "builtins", name, name
+    setattr(builtins, name, function)
 
 
 def _name(frame: FrameType, number: int, filename: str) -> Number:
