@@ -14,6 +14,8 @@ SHORT = 3  # pieces: what is no longer is tokenized as a whole at once
 # Tokens that a piece has by itself and the same characters within their text have not. Tokens reach over a few
 # characters only, but WordPiece makes one token of a word of more than 100 or 200, and very many of half of it.
 MAX_EDGE = 256
+# A message that a template shows takes a token at least, the more so with its role; twice that leaves no doubt.
+_MESSAGES_PER_TOKEN = 2
 _SPACES = re.compile(r"\s\s+")
 
 
@@ -29,6 +31,23 @@ def check_length(text: str, loaded: LoadedModel, param: str) -> None:
         at_least += max(0, _num_tokens(loaded.tokenizer, piece) - MAX_EDGE)
         if at_least > context:
             raise _too_long(context, at_least, param, num_read, len(text))
+
+
+def are_too_many(num_messages: int, loaded: LoadedModel) -> bool:
+    """Whether so many messages that say something cannot fit, where a template shows each of them."""
+    return num_messages > _MESSAGES_PER_TOKEN * loaded.context_length
+
+
+def too_many(num_messages: int, loaded: LoadedModel, param: str) -> ApiError:
+    """The refusal of so many messages."""
+    context = loaded.context_length
+    return ApiError(
+        400,
+        f"This model's maximum context length is {context} tokens, but {param} has {num_messages} entries, each of "
+        "which takes one at least. Shorten it.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
