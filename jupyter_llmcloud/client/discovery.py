@@ -16,6 +16,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
 from jupyter_llmcloud.system.atomic_files import read_json
+from jupyter_llmcloud.system.processes import is_process
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 START_TIMEOUT_S = 60.0
@@ -97,11 +98,23 @@ def _announced(path: Path) -> ServerClient | None:
     return ServerClient(told["url"], told.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", ""))
 
 
+def has_ended(server: ServerClient) -> bool:
+    """Whether it is the headless server of this process, and that has been killed."""
+    told = read_json(_own_announcement())
+    is_own = told is not None and told["url"].rstrip("/") == server.url.rstrip("/")
+    return told is not None and is_own and not is_process(told["pid"], told["started"])
+
+
+def _own_announcement() -> Path:
+    process = psutil.Process()
+    return config.runtime_dir() / f"headless-{process.pid}-{round(process.create_time() * 100)}.json"
+
+
 def headless_server(for_world: bool = False) -> ServerClient:
     """The headless server of this process, started when there is none yet."""
     pid = os.getpid()
     started = psutil.Process(pid).create_time()
-    path = config.runtime_dir() / f"headless-{pid}-{round(started * 100)}.json"
+    path = _own_announcement()
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # threads of this kernel may ask at the same time
         told = read_json(path)

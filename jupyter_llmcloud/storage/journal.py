@@ -20,37 +20,49 @@ Record = dict[str, Any]
 _decode = msgspec.json.Decoder().decode  # a fifth of the time that json takes
 
 
+MOST_LATE = 1 << 20  # bytes that wait for room on a disk
+
+
 class JournalWriter:
-    """The one writer of a journal file; makes the file at the first record."""
+    """The one writer of a journal file; makes the file at the first record.
+
+    A full disk must not end the run whose log this is: what it does not take is written with the next records, once
+    there is room again. `error` holds why there is some left; beyond MOST_LATE the newest of it is lost.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seq = 0
         self.error: OSError | None = None  # why the last records could not be written
         self._fd: int | None = None
-        self._torn = False
+        self._late = b""
 
     def append(self, records: list[Record]) -> list[Record]:
-        """Number, stamp and write records in one system call; returns them as written.
-
-        A full disk must not end the run whose log this is: `error` then holds what went wrong.
-        """
-        self.error = None
-        try:
-            fd = self._fd = self._open() if self._fd is None else self._fd
-        except OSError as error:
-            self.error = error
+        """Number, stamp and write records in one system call; returns them as written."""
+        self.error = self._opened()
         written = self._numbered(records)
-        data = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in written).encode()
-        view = memoryview(b"\n" + data if self._torn else data)
+        self._late += "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in written).encode()
+        self.flush()
+        return written
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        self.error = self._opened()
         try:
-            while view and self.error is None:
-                view = view[os.write(fd, view) :]
-            self._torn = self._torn and self.error is not None
+            while self._late and self._fd is not None:
+                self._late = self._late[os.write(self._fd, self._late) :]
         except OSError as error:
             self.error = error
-            self._torn = True
-        return written
+        if len(self._late) > MOST_LATE:  # whole lines; one that is begun and too long is ended
+            self._late = self._late[: self._late.rfind(b"\n", 0, MOST_LATE) + 1] or b"\n"
+
+    def _opened(self) -> OSError | None:
+        """Open the file, unless it is; returns why it cannot be."""
+        try:
+            self._fd = self._open() if self._fd is None else self._fd
+        except OSError as error:
+            return error
+        return None
 
     def _numbered(self, records: list[Record]) -> list[Record]:
         now = time.time()

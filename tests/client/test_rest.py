@@ -69,6 +69,26 @@ def test_a_kernel_without_a_jupyter_server_gets_a_headless_one_that_goes_with_it
     assert list(config.runtime_dir().glob("headless-*")) == []
 
 
+KILLED = """
+import os, signal, time
+from jupyter_llmcloud.client import discovery
+from jupyter_llmcloud.magics.session.session import Session
+session = Session()
+first = session.server
+pid = first.status()["pid"]
+os.kill(pid, signal.SIGKILL)
+while not discovery.has_ended(first):
+    time.sleep(0.01)
+second = session.server
+print(second.status()["headless"], pid != second.status()["pid"], second is session.server, flush=True)
+"""
+
+
+def test_a_kernel_whose_headless_server_was_killed_starts_another(own_root: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", KILLED], check=False, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.split() == ["True", "True", "True"], ran.stderr
+
+
 WITHOUT_DASK = """
 import sys
 sys.modules["jupyter_llmcloud.cluster.clusters"] = None  # cannot be imported

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from jupyter_llmcloud.compression.making import make
 from jupyter_llmcloud.compression.methods.merging import merge
@@ -121,6 +121,19 @@ def test_the_transposed_layers_of_gpt2_are_quantized_as_linear_ones(tmp_path: Pa
     wanted = original.model.transformer.h[1].mlp.c_fc.weight.t()
     assert (found - wanted).abs().max() / wanted.abs().max() < (0.006 if bits == 8 else 0.2)
     asyncio.run(_is_served(quantized))
+
+
+def test_where_most_weights_are_in_no_linear_layer_it_is_said(tmp_path: Path, target: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = byte_level_tokenizer()
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    note = write_quantized(load_model(tmp_path / "experts"), 8, target)
+    assert note.startswith("8 linear layers") and "80% of its weights are in no linear layer (experts" in note
 
 
 async def _is_served(loaded: LoadedModel) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import stat
 from pathlib import Path
 
 import pytest
 
-from jupyter_llmcloud.storage.journal import Cursor, JournalWriter, read_all, read_from
+from jupyter_llmcloud.storage.journal import MOST_LATE, Cursor, JournalWriter, read_all, read_from
 
 
 @pytest.fixture
@@ -131,3 +133,44 @@ def test_strange_text_survives(path: Path) -> None:
     strange = "\u2028 \x85 \r \n \udc80 😀 \0"
     written(path, strange)
     assert texts(list(read_all(path))) == [strange]
+
+
+def test_what_a_full_disk_does_not_take_is_written_once_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, write = [30], os.write
+
+    def limited(fd: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(fd, data[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr(os, "write", limited)
+    writer = JournalWriter(path)
+    for text in "abcd":
+        writer.append([{"text": text}])
+    assert writer.error is not None and list(read_all(path)) == []
+    room[0] = 10**9
+    writer.append([{"text": "e"}])
+    writer.close()
+    assert writer.error is None and texts(list(read_all(path))) == list("abcde")
+
+
+def test_what_waits_for_room_has_a_bound_and_no_line_is_torn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def refused(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = JournalWriter(path)
+    monkeypatch.setattr(os, "write", refused)
+    for number in range(3000):
+        writer.append([{"text": f"{number}{'x' * 1000}"}])
+    monkeypatch.setattr(os, "write", write)
+    writer.append([{"text": "last"}])
+    writer.close()
+    found = texts(list(read_all(path)))
+    assert 900 < len(found) < 1100 and found[-1] == "last" and path.stat().st_size < MOST_LATE + 100
+    assert all(str(text).startswith(str(number)) for number, text in enumerate(found[:-1]))

@@ -75,6 +75,20 @@ def test_a_trial_of_a_sweep_has_its_values_in_a_script_and_on_ranks(own_root: Pa
     assert is_seeded and order == sorted(order)
 
 
+def test_a_choice_that_is_no_plain_value_is_found_again_by_its_name(own_root: Path) -> None:
+    pytest.importorskip("optuna")
+    code = (
+        "h = trial.suggest_categorical('lr', [(8,), (8, 8)])\na = trial.suggest_categorical('kind', [dict, set, None])"
+    )
+    record("tuned-0007", f"%%sweep -n 2\n{code}", 1.0, owner="sweep:tuned", spec={"fresh": True})
+    trial = TrialRow(7, "done", 0.5, {"lr": "(8, 8)", "kind": "set"}, step=4, run_id="tuned-0007")
+    SweepStore().folder("tuned").create(SweepRecord("tuned", "finished", spec={}, trials=[trial]), {"source": ""}, b"")
+    text = export.exported(RunStore(), "tuned-0007", "t.py").text
+    names: dict[str, Any] = {"run": None}
+    exec(text[text.index("import optuna") : text.index("os.environ['ACCELERATE_MIXED")] + code, names)
+    assert (names["h"], names["a"]) == ((8, 8), set)
+
+
 def test_a_trial_whose_values_are_not_known_is_refused_by_name(own_root: Path) -> None:
     record("tuned-0007", TRIAL, 1.0, owner="sweep:tuned", spec={"fresh": True}, pushed={"width": "4"})
     for state, run_id, words in [

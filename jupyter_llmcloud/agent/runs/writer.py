@@ -15,7 +15,7 @@ RETRY_S = 1.0
 
 
 class RunWriter:
-    """What cannot be written is said once; the end of the run is written when there is room again.
+    """What cannot be written is said once; it is written when there is room again, also after the end of the run.
 
     Args:
         source: the notebook cell.
@@ -28,6 +28,7 @@ class RunWriter:
         self._source = source
         self._say = say
         self._cannot = ""
+        self._waits = False  # for room, to write the end of the run
         self._journals: dict[tuple[str, int], JournalWriter] = {}
 
     def create(self) -> None:
@@ -69,13 +70,22 @@ class RunWriter:
         return written
 
     def close(self) -> None:
-        """Close the journals."""
+        """Write what is left, and close the journals."""
         for writer in self._journals.values():
+            writer.flush()
             writer.close()
+        if error := next((writer.error for writer in self._journals.values() if writer.error), None):
+            self._cannot_write(error)
+
+    def _again(self) -> None:
+        self._waits = False
+        self.create()
+        self.close()
 
     def _cannot_write(self, error: OSError) -> None:
         if not self._cannot:
             self._cannot = f"the folder of the run is not complete: {error.strerror or error}. {self._folder.path}"
             self._say(self._cannot)
-        if not self._record.is_active and self._folder.path.is_dir():
-            asyncio.get_running_loop().call_later(RETRY_S, self.create)
+        if not self._record.is_active and not self._waits and self._folder.path.is_dir():
+            self._waits = True
+            asyncio.get_running_loop().call_later(RETRY_S, self._again)

@@ -44,7 +44,17 @@ def write_quantized(loaded: LoadedModel, bits: int, folder: Path) -> str:
     _write_config(model, scheme, dtype, folder)
     grouped = f", one scale for {group}" if group else ", one scale for each row"
     left = f"; {len(layers) - len(taken)} layers are as they were" if len(taken) < len(layers) else ""
-    return f"{len(taken)} linear layers with weights of {bits} bits{grouped}{left}"
+    return f"{len(taken)} linear layers with weights of {bits} bits{grouped}{left}{_whole(model, layers)}"
+
+
+def _whole(model: Any, layers: Mapping[str, torch.Tensor]) -> str:
+    """What is said where most weights are in no linear layer, as those of experts, which are one tensor a block."""
+    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
+    matrices = [value for value in model.parameters() if value.dim() > 1 and id(value) not in tables]
+    total, linear = sum(value.numel() for value in matrices), sum(rows.numel() for rows in layers.values())
+    if 2 * linear >= total:
+        return ""
+    return f"; {1 - linear / total:.0%} of its weights are in no linear layer (experts and the like) and stay whole"
 
 
 def _linear_layers(model: Any) -> dict[str, torch.Tensor]:

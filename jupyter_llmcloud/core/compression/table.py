@@ -66,6 +66,8 @@ def verdict(before: MeasuredModel, after: MeasuredModel, bound_percent: float) -
     if rise is not None and rise > bound_percent:
         worse.append(f"perplexity +{rise:.3g} %, and +{bound_percent:g} % is the bound")
         return f"does not help: {', '.join(worse)}" + (f"; {', '.join(better)}" if better else "")
+    if rise is not None and rise < -100 * NOISE:  # distilled, or fine-tuned before it was merged
+        better.insert(0, f"perplexity {rise:.3g} %")
     if not better:
         return "does not help" + (f": {', '.join(worse)}" if worse else ": nothing is smaller or faster")
     return ", ".join(better) + (f", but {', '.join(worse)}" if worse else "")

@@ -53,6 +53,7 @@ def _rule(cause: str, pattern: str, sentence: str, action: str, native: bool = F
 _SMALLER = (
     "Use a smaller batch with gradient accumulation, activation checkpointing, a lower precision, or --plan fsdp."
 )
+_LESS_MEMORY = "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory."
 _SAME_CALLS = (
     "Let every rank reach the same collectives in the same order: no `if rank == 0:` around them, and batches of the "
     "same number and shape on each."
@@ -63,9 +64,11 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- memory ---
     _rule(
         "device-out-of-memory",
-        r"(cuda|hip|xpu|mps)\b.{0,40}out of memory|RESOURCE_EXHAUSTED: .{0,40}memory"
+        r"\b(cuda|hip|xpu|mps|npu|tpu|gpu|device)\b.{0,40}out of memory|RESOURCE_EXHAUSTED: .{0,80}(memory|allocat)"
+        r"|exceed\w* (the )?(allowed|device|gpu) memory|OUT_OF_(DEVICE_MEMORY|RESOURCES)\b|DEVICE_ALLOCATION_FAILED"
+        r"|\bcu(da|blas|dnn)\w*\b.{0,40}(\b[mc]alloc|allocation fail)|\bOOM when allocating .{0,200}\b(gpu|cuda)"
         r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
-        r"|torch\.OutOfMemoryError: (?!.*DefaultCPUAllocator)|^OutOfMemoryError: (?!.*DefaultCPUAllocator)",
+        r"|(torch\.|^)OutOfMemoryError: (?!.*(DefaultCPUAllocator|\bnode\b))",
         "{who} ran out of memory on the device.",
         _SMALLER,
         native=True,
@@ -90,17 +93,34 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "host-out-of-memory",
         r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
-        r"|cannot allocate memory|\[Errno 12\]|\bENOMEM\b|unable to allocate [\d.]+ ?[KMGT]i?B"
+        r"|can(not|'t) allocate|\bOOM when allocating|\[Errno 12\]|\bENOMEM\b|unable to allocate [\d.]+ ?[KMGT]i?B"
         r"|paging file is too small|posix_memalign|ArrowMemoryError|malloc of size \d+ failed",
         "{who} ran out of memory on the host.",
-        "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory.",
+        _LESS_MEMORY,
         native=True,
+    ),
+    _rule(
+        "host-out-of-memory",
+        r"\d (oom[_-]?kill|out.of.memory) event|\boom[- _]?killed\b|out[- ]of[- ]memory (killer|handler)"
+        r"|cgroup out of memory"
+        r"|task \d+: out of memory|node was low on resource: memory",
+        "{who} was ended for the memory that it used on its host.",
+        _LESS_MEMORY,
+        native=True,
+    ),
+    _rule(
+        "host-out-of-memory",
+        r"(exceed|over|above|reach)\w* .{0,30}\bmemory (limit|budget|quota|usage threshold)"
+        r"|running low on memory|out of host memory|\bMemoryLimitExceeded",
+        "{who} ran out of memory on the host.",
+        _LESS_MEMORY,
     ),
     # --- disks and files ---
     _rule(
         "disk-full",
         r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed"
-        r"|unexpected pos \d+ vs|not enough (free )?(disk )?space|iostream error|disk is full",
+        r"|unexpected pos \d+ vs|not enough (free )?(disk )?space|iostream error|disk is full"
+        r"|ephemeral.{0,10} storage",
         "{who} could not write: a disk or its quota is full.",
         "Free space or set another folder, then run again; what was checkpointed is kept.",
         native=True,
@@ -115,8 +135,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "storage-failed",
-        r"\[Errno (5|103|107|116|121)\] [^:]*: ['\"b]|\[Errno 116\]|stale (nfs )?file handle|^OSError: \[Errno 5\]"
-        r"|remote I/O error|\b(EIO|ESTALE)\b|no locks available",
+        r"\[Errno (5|103|107|108|116|121)\] [^:]*: ['\"b]|\[Errno 116\]|stale (nfs )?file handle|^OSError: \[Errno 5\]"
+        r"|(remote|disk) I/O error|\b(EIO|ESTALE)\b|no locks available",
         "The storage that {who} read or wrote has failed: a mount that is gone, or a disk.",
         "Look at the mounts of the worker's host (dmesg, df), then run again from the checkpoint.",
         native=True,
@@ -124,7 +144,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- accelerators ---
     _rule(
         "device-fault",
-        r"uncorrectable (ecc|nvlink)|ECC error|fallen off the bus"
+        r"uncorrectable (ecc|nvlink)|ECC error|fallen off the bus|\bgpu (is|has been|was) lost"
         r"|\bXid\b|cudaErrorECC|hardware error.{0,40}(gpu|cuda)"
         r"|unspecified launch failure",
         "The device of {who} reported a fault of its hardware.",
@@ -146,7 +166,11 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "driver-mismatch",
         r"no kernel image is available|driver version is insufficient|forward compatibility was attempted"
         r"|cudaErrorInsufficientDriver|cuda driver initialization failed|nvidia driver on your system is too old"
-        r"|driver.{0,30}does not support this cuda|unsupported toolchain|compiled with different cuda",
+        r"|driver.{0,30}does not support this cuda|unsupported toolchain|compiled with different cuda"
+        r"|STATUS_ARCH_MISMATCH"
+        r"|cuda version \S+ does not match|(requires?|supports?|only) .{0,40}\b(sm_?\d\d|compute capability"
+        r"|\w+ gpus or newer)"
+        r"|not compatible with the current pytorch|cudaGetDeviceCount(?!.*no (cuda-capable )?(device|gpu))",
         "The build of torch on the host of {who} does not fit its device or driver.",
         "Install a torch build for this device and driver on that host.",
     ),
@@ -154,7 +178,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "no-device",
         r"no (cuda|hip) gpus are available|torch not compiled with cuda|found no nvidia driver"
         r"|invalid device ordinal|no attribute '_cuda_|deserialize object on (a )?(cuda|hip|xpu|mps)"
-        r"|no gpus found|only supported with gpus|setup doesn't support (bf16|fp16|tf32)",
+        r"|busy or unavailable|no gpus found|no cuda-capable device|NVML (shared )?library|only supported with gpus"
+        r"|setup doesn't support (bf16|fp16|tf32)",
         "{who} asked for a device that its host does not have, or that it was not given.",
         "Ask for workers with devices, or leave the device to Accelerate (accelerator.device).",
     ),
@@ -167,7 +192,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "device-fault",
-        r"CU(DNN|BLAS|SPARSE|SOLVER|FFT)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED|MAPPING_ERROR)",
+        r"CU(DNN|BLAS|SPARSE|SOLVER|FFT)_STATUS_\w+",
         "A library on the device of {who} failed: often its memory was used up, or an index was outside a table.",
         "Run again with CUDA_LAUNCH_BLOCKING=1 and a smaller batch to see which operation it was.",
         native=True,
@@ -176,7 +201,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "collective-mismatch",
         r"mismatch between collectives|preamble\.length|op\.preamble|collectives? (differ|mismatch)"
-        r"|ranks? .{0,40}different (collective|shape)|sizes? .{0,30}(differ|mismatch).{0,30}(across|between|on) ranks"
+        r"|ranks? .{0,40}different (collective|shape|number of (bytes|elements))|sizes? .{0,30}(differ"
+        r"|mismatch).{0,30}(across|between|on) ranks"
         r"|ncclInvalidArgument.{0,80}(count|datatype)|unused or unexpected collective"
         r"|same model across all ranks|across all (ranks|processes).{0,80}inconsistent"
         r"|params\[\d+\] in this process"
@@ -188,13 +214,14 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "collective-mismatch",
         r"expected to have finished reduction in the prior iteration"
-        r"|parameters? (that )?(were|was) not used in producing",
+        r"|parameters? (that )?(were|was) not used in producing|training graph has changed in this iteration",
         "Some parameters of {who} got no gradient, so that DistributedDataParallel waits for them.",
         "Use all parameters in each forward pass, or DistributedDataParallelKwargs(find_unused_parameters=True).",
     ),
     _rule(
         "collective-timeout",
-        r"watchdog caught collective|collective operation timeout|timed out waiting \d+ ?ms|ran for \d+ milliseconds"
+        r"watchdog caught collective|collective (operation )?time-?out|time-?out (while )?waiting for (key|rank)"
+        r"|timed out waiting \d+ ?ms|ran for \d+ milliseconds"
         r"|timeout\(ms\)=|wait(ing)? timeout after \d+ ?ms|Socket Timeout|monitoredBarrier"
         r"|timed out after \d+ ?(s|ms|seconds|milliseconds)\b.{0,60}(client|rank|joined|store)",
         "A collective of {who} was not entered by all ranks in time.",
@@ -204,9 +231,24 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "nccl-setup",
         r"duplicate gpu detected|ncclInvalidUsage|ncclUnhandledCudaError|ncclSystemError|unhandled system error"
-        r"|no socket interface found|NCCL_SOCKET_IFNAME|bootstrap : no",
+        r"|no socket interface found|NCCL_SOCKET_IFNAME|bootstrap : no|NCCL WARN .{0,40}NET/"
+        r"|got completion (from peer|with error)",
         "NCCL could not set up its connections for {who}.",
         "Give each rank a device of its own, name the interface (NCCL_SOCKET_IFNAME), and read NCCL_DEBUG=INFO.",
+        native=True,
+    ),
+    _rule(
+        "nccl-setup",
+        r"\bNCCL error\b(?!.*(ncclRemoteError|aborted|network error))",
+        "NCCL could not do its work for {who}.",
+        "Read what it says with NCCL_DEBUG=INFO, and use the same driver and NCCL on all hosts.",
+        native=True,
+    ),
+    _rule(
+        "name-not-found",
+        r"unable to find (an? )?(interface|address) for|no (network )?interface (found )?for",
+        "{who} found no network interface for its address or name.",
+        "Name the interface (GLOO_SOCKET_IFNAME), or mend what the host calls itself (hostname, /etc/hosts).",
         native=True,
     ),
     _rule(
@@ -214,7 +256,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"^(?!.*(name resolution|failed to resolve|getaddrinfo|name or service|nodename nor)).*(<urlopen error"
         r"|ChunkedEncodingError|RemoteDisconnected|RemoteProtocolError"
         r"|IncompleteRead|EndpointConnectionError|client has been closed|HTTPS?ConnectionPool\("
-        r"|\b429\b.{0,40}(client error|too many)|too many requests.{0,20}for url)",
+        r"|\b429\b.{0,40}(client error|too many)|too many requests.{0,20}for url|endpoint url\b"
+        r"|\bSlowDown\b|reduce your request rate|rate limit (was |is )?(exceeded|reached)|HTTP status (server"
+        r"|client) error)",
         "{who} could not reach a server that it wanted something from, or was sent away by it.",
         "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
     ),
@@ -222,20 +266,25 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "connection-lost",
         r"ncclRemoteError|remote process exited or there was a network error|connection (was )?(closed|reset) by"
         r"|broken ?pipe|\[Errno (32|104|110|113)\]|no route to host|network is unreachable|socket closed|peer closed"
-        r"|connection timed out|ECONNRESET|EPIPE|failed to recv, got|connection was likely closed|socket has timed out",
+        r"|connection timed out|ECONNRESET|EPIPE|failed to recv, got|connection was likely closed|socket has timed out"
+        r"|CommClosedError|stream is closed|timed out .{0,30}\bconnect|\bconnect\w*(\(\))? timed out"
+        r"|connectFullMesh failed"
+        r"|connection to the .{0,20}store (has )?failed|lost (the )?connection to|heartbeat timeout",
         "The connection of {who} to another process was lost.",
         _NETWORK,
         native=True,
     ),
     _rule(
         "address-in-use",
-        r"address already in use|\[Errno 98\]|EADDRINUSE",
+        r"address already in use|\[Errno 98\]|EADDRINUSE|only one usage of each socket address"
+        r"|\bport\b.{0,80}(already (taken|in use|used|bound|occupied|allocated)|is (in use|occupied)|another process)",
         "{who} wanted a port that another process has.",
         "Let the port be chosen (port 0), and leave MASTER_PORT and init_process_group to the ranks.",
     ),
     _rule(
         "name-not-found",
-        r"name or service not known|temporary failure in name resolution|nodename nor servname|gaierror|getaddrinfo",
+        r"name or service not known|temporary failure in name resolution|nodename nor servname|gaierror|getaddrinfo"
+        r"|no address associated with|(could|can) ?not (be )?resolve\w* (the )?(host|address)|unknown host\b|EAI_AGAIN",
         "{who} could not find the address of a host name.",
         "Check the name and the name service of the worker's host.",
     ),
@@ -245,7 +294,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"gated repo|GatedRepoError|RepositoryNotFoundError|\b40[13]\b.{0,60}(client error|unauthorized|forbidden)"
         r"|(client error|unauthorized|forbidden|access denied).{0,60}\b40[13]\b|InvalidAccessKeyId"
         r"|SignatureDoesNotMatch|NoCredentialsError|AccessDenied|ExpiredToken"
-        r"|invalid username or password",
+        r"|invalid username or password|token is required|no token (was )?found|must be (authenticated|logged in)",
         "{who} was refused what it wanted to read from elsewhere.",
         "Give the workers the token or key (in their environment), or accept the terms of the repository.",
     ),
@@ -270,7 +319,10 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|ran out of input|unexpected end of (file|data)|ended before"
         r"|error tokenizing data|EmptyDataError"
         r"|file signature not found|not an? \w+ file|file is truncated"
-        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt"
+        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt|corrupt(ed)? (file|data|image|archive)"
+        r"|(broken|damaged) (data|file|image|archive)|\bformat (is )?not recogni[sz]ed|(invalid|wrong) magic number"
+        r"|(consistency|integrity|checksum|hash) (check|verification) fail|NonMatchingChecksum|(checksum|hash"
+        r"|crc)\w* mismatch"
         r"|not a database|does not start with|truncated file|no section headers|ParseError"
         r"|did not match any variant of untagged enum|is not a valid json|expected value at line \d+"
         r"|unable to load weights from (?!.*no such file)",
@@ -303,7 +355,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|result type \w+ can't be cast|expected .{0,20}(float|long|half|double).{0,30}(but )?(got|found)"
         r"|found dtype .{0,30}expected|tensor of type \w+Tensor|signature matching types"
         r"|following scalar types|expected .{0,40}to be (a boolean|of (scalar )?(d?type))"
-        r"|expected dtype|indices must be (long|int)|used as indices must be|infer output dtype|unsupported dtype"
+        r"|expected dtype|indices must be (long|int)|used as indices must be|infer output dtype"
+        r"|uniform .{0,30}dtype|flatten integer dtype|unsupported dtype"
         r"|only .{0,40}floating point .{0,40}(grad|support)|not supported for the input types|cannot cast ufunc"
         r"|can't convert np\.ndarray of type"
         r"|(float|long|half|double|int|bool)\w* tensor.{0,30}(but )?(got|found) .{0,30}dtype"
@@ -346,17 +399,24 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "not-finite",
         r"returned nan values|\b(loss|grad\w*|norm|value|output|input)s?\b.{0,40}\b(nan|inf|non-?finite|not finite)\b"
         r"|\b(nan|inf|non-?finite)\b.{0,40}\b(loss|grad\w*|norm|value|output|input)s?\b|FloatingPointError"
-        r"|contains? nan|convert float (nan|infinity) to|probability tensor contains either",
+        r"|contains? nan|convert float (nan|infinity) to|probability tensor contains either"
+        r"|loss scale .{0,40}(minimum|reached)|minimum loss scale",
         "Values of {who} were no longer finite.",
         "Lower the learning rate, clip gradients, and look at the batch before it; autocast may need a GradScaler.",
     ),
     _rule(
         "autograd",
+        r"marked as ready twice|variable ready only once",
+        "A parameter of {who} came twice into one backward pass of DistributedDataParallel.",
+        "Checkpoint activations with use_reentrant=False, and use parameters only within forward().",
+    ),
+    _rule(
+        "autograd",
         r"backward through the graph a second time|modified by an inplace operation|does not require grad"
-        r"|marked as ready twice|element 0 of tensors"
+        r"|element 0 of tensors"
         r"|leaf variable that requires grad|implicitly created only for scalar"
         r"|on tensor that requires grad|appears to not have been used|view of a leaf|inference tensors? cannot"
-        r"|graph leaves|variable ready only once|only tensors created explicitly by the user",
+        r"|graph leaves|only tensors created explicitly by the user",
         "The backward pass of {who} could not use the graph of its forward pass.",
         "Call backward once a forward pass, do not change its tensors in place, and keep losses out of no_grad().",
     ),
@@ -372,22 +432,37 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "not-picklable",
         r"can'?t (get|pickle)|cannot pickle|can not pickle"
-        r"|PicklingError|picklable|between processes through inheritance|pickle .{0,30}(object|local|lambda)",
+        r"|PicklingError|picklable|refusing to serialize|between processes through inheritance"
+        r"|pickle .{0,30}(object|local|lambda)",
         "{who} could not send an object to another process.",
         "Define its class or function at the top of a module, or make it where it is used.",
+    ),
+    _rule(
+        "build-failed",
+        r"error building extension|ninja: build stopped|'ninja', '-v'|\bCUDA_HOME\b.{0,40}not set"
+        r"|nvcc\b.{0,40}not found"
+        r"|(failed|unable) to find (a |the )?(working )?c(\+\+|/c\+\+)? compiler|\b(gcc|g\+\+)\b.{0,20}not found"
+        r"|unable to compile|compilation terminated",
+        "{who} could not compile an extension: a compiler or toolkit is not on its host, or does not fit.",
+        "Install a package that is built already, or a compiler and the CUDA toolkit of the torch that is used.",
     ),
     _rule(
         "package-missing",
         r"no module named|ModuleNotFoundError|ImportError|DistributionNotFound|requires? the .{0,40}(library|package)"
         r"|(shared object|\.so).{0,80}(cannot open|no such file)|undefined symbol"
         r"|operator \w+::\w+ does not exist"
-        r"|(need|needs|must|have) (to )?(have|be) .{0,60}\binstalled\b|\bpip3? install [`'\"\w-]",
+        r"|(need|needs|must|have) (to )?(have|be) .{0,60}\binstalled\b|\bpip3? install [`'\"\w-]"
+        r"|does not recognize this (architecture|model)|compiled (against|using) .{0,40}\b(abi|api|numpy)\b"
+        r"|binary incompatib|VersionConflict|numpy is not available"
+        r"|your (installed )?version of \w+ is (out of date|too old)"
+        r"|requires? \w[\w.-]* ?[<>=!~]=? ?\d",
         "{who} did not find a package, or found another version of it.",
         "Install the same packages on every worker; %cluster shows which hosts there are.",
     ),
     _rule(
         "file-missing",
-        r"is not a (local folder|valid model identifier)|can't load .{0,200}make sure you don't have a local directory"
+        r"is not a (local folder|valid model identifier)|path to a local folder or the (repo_id|name)"
+        r"|can't load .{0,200}make sure you don't have a local directory"
         r"|HFValidationError|DatasetNotFoundError|doesn't exist on the hub",
         "{who} named a model or data set that is neither a folder that it sees nor one on the hub that it may read.",
         "Check the spelling, name a path that all hosts of the cluster see, or give the workers a token (HF_TOKEN).",
@@ -411,9 +486,18 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "time-limit",
-        r"due to time limit|walltime .{0,30}(exceeded|limit)|exceeded .{0,20}walltime|job killed: .{0,20}time",
+        r"due to time limit|walltime .{0,30}(exceeded|limit)|exceeded .{0,20}walltime|job killed: .{0,20}time"
+        r"|(reach|exceed)\w* .{0,30}\b(run|wall)? ?time limit|longer than (the )?specified deadline"
+        r"|\bDeadlineExceeded\b",
         "The allocation of the cluster came to its time limit while {who} ran.",
         "Ask for more time, or use --checkpoint-every and --resume.",
+        native=True,
+    ),
+    _rule(
+        "host-lost",
+        r"due to node fail|\bNODE_FAIL\b|node is (lost|not ready|down)",
+        "The host of {who} has failed.",
+        "With --max-restarts K and --checkpoint-every a run goes on elsewhere from its last checkpoint.",
         native=True,
     ),
     _rule(

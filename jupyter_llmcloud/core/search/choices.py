@@ -1,9 +1,10 @@
-"""Samplers and pruners as they are written: `tpe`, `asha,min=2,reduction=3`."""
+"""Samplers and pruners as they are written: `tpe`, `asha,min=2,reduction=3`; choices as a study can keep them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jupyter_llmcloud.core.options import did_you_mean
 from jupyter_llmcloud.errors import UsageError
@@ -52,3 +53,21 @@ def checked_pruner(text: str) -> str:
     """The same text, once it can be read. Raises UsageError."""
     read_pruner(text)
     return text
+
+
+def kept_choices(choices: Sequence[Any]) -> list[Any]:
+    """Choices as a study keeps them: what is no text, number, True, False or None by its name, or as it is shown.
+
+    A script that a trial is exported to has the text of this function in it: it needs nothing from outside.
+    """
+    import re
+
+    plain = (bool, int, float, str, type(None))
+    shown = [
+        item
+        if isinstance(item, plain)
+        else re.sub(" at 0x[0-9a-f]+", "", str(getattr(item, "__name__", None) or repr(item)))
+        for item in choices
+    ]
+    again = [not isinstance(item, plain) and shown.count(label) > 1 for item, label in zip(choices, shown, strict=True)]
+    return [f"{label} #{at}" if again[at] else label for at, label in enumerate(shown)]

@@ -77,9 +77,11 @@ class Session:
         return self._server or discovery.parent_server()
 
     def _find_server(self, for_world: bool = False) -> ServerClient:
+        if self._server is not None and discovery.has_ended(self._server):
+            self._server.close()
+            self._server = None
         if self._server is None:
             environment_check.check()
-
             self._server = discovery.find_or_start(for_world)
         return self._server
 

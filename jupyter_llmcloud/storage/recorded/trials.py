@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+
+from jupyter_llmcloud.core.search.choices import kept_choices
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.runs import RunRecord
 from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore, TrialRow, run_name
@@ -11,7 +14,12 @@ REPORTED = "reported value"  # as in training.search.trials
 FIXED = """\
 import optuna
 
+{choices}
 class _Trial(optuna.trial.FixedTrial):
+    def suggest_categorical(self, name, choices):
+        kept = _kept_choices(choices)
+        return choices[kept.index(super().suggest_categorical(name, kept))]
+
     def report(self, value, step):
         run.log({{{metric!r}: float(value)}}, step=step)
 
@@ -63,4 +71,12 @@ def _text(sweep: SweepRecord, row: TrialRow) -> str:
         comment += f"# In the sweep it went on from the state of trial {row.parent}; here it begins anew.\n"
     metric = sweep.spec.get("metric") or REPORTED
     generation = row.generation or 0
-    return FIXED.format(metric=metric, comment=comment, params=row.params, number=row.number, generation=generation)
+    return FIXED.format(
+        choices=_untyped(inspect.getsource(kept_choices)), metric=metric, comment=comment, params=row.params,
+        number=row.number, generation=generation,
+    )  # fmt: skip
+
+
+def _untyped(source: str) -> str:
+    """A function for a script, under a name that the script's own code will not use."""
+    return source.replace("def ", "def _").replace(": Sequence[Any]) -> list[Any]", ")")

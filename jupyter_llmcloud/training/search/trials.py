@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.search.choices import PRUNES_NONE, read_pruner
+from jupyter_llmcloud.core.search.choices import PRUNES_NONE, kept_choices, read_pruner
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.storage.search.study import PRUNED, StudyPlan, make_pruner, make_sampler, open_storage, optuna
@@ -80,15 +80,30 @@ class Trial:
         return int(self._propose(name, lambda known: known.suggest_int(name, low, high, step=step, log=log)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of some choices: texts, numbers, True, False or None."""
+        """One of some choices. What is no text, number, True, False or None is kept by its name, or as it is shown."""
         listed = list(choices)
+        kept = kept_choices(listed)
 
         def index(known: Any) -> int:
-            value = known.suggest_categorical(name, listed)
-            return next(at for at, item in enumerate(listed) if item is value or item == value)
+            value = known.suggest_categorical(name, kept)
+            return next(at for at, item in enumerate(kept) if item is value or item == value)
 
         self._params[name] = value = listed[self._agree(f"suggest {name!r}", lambda: index(self._optuna))]
         return value
+
+    # --- as older programs write it ---
+
+    def suggest_uniform(self, name: str, low: float, high: float) -> float:
+        """As `suggest_float(name, low, high)`."""
+        return self.suggest_float(name, low, high)
+
+    def suggest_loguniform(self, name: str, low: float, high: float) -> float:
+        """As `suggest_float(name, low, high, log=True)`."""
+        return self.suggest_float(name, low, high, log=True)
+
+    def suggest_discrete_uniform(self, name: str, low: float, high: float, q: float) -> float:
+        """As `suggest_float(name, low, high, step=q)`."""
+        return self.suggest_float(name, low, high, step=q)
 
     def _propose(self, name: str, ask: Callable[[Any], Any]) -> Any:
         self._params[name] = value = self._agree(f"suggest {name!r}", lambda: ask(self._optuna))

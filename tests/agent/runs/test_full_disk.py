@@ -157,9 +157,16 @@ def test_a_run_whose_disk_fills_up_trains_on_says_so_and_its_end_is_on_disk(
     finally:
         disk.free()
     until(lambda: seen.read().state == "stopped", "the end of the run is told", 5)
-    steps = [record["text"] for rank, record in seen.records("logs") if rank == 0]
-    assert "".join(steps).startswith("step 0\nstep 1\n")
+    told = outcome.text().count("step") // 2 - 1  # on each rank, when it was stopped
+    until(lambda: sum(rank == 0 for rank, _ in seen.records("metrics")) >= told, "metrics that waited for room", 10)
+    until(lambda: len(lines_of(seen)) >= told, "lines that waited for room", 10)
+    assert lines_of(seen) == [f"step {step}" for step in range(len(lines_of(seen)))]
     assert world.ok("steps_taken if 'steps_taken' in globals() else 'kept'").results() == ["'kept'"] * 2
+
+
+def lines_of(folder: RunFolder) -> list[str]:
+    """What rank 0 has printed, as its log keeps it."""
+    return "".join(record["text"] for rank, record in folder.records("logs") if rank == 0).splitlines()
 
 
 def test_a_disk_that_is_full_when_a_cell_was_sent_does_not_keep_it_from_running(disk: SmallDisk, world: Ranks) -> None:
@@ -177,6 +184,7 @@ def test_a_disk_that_is_full_when_a_cell_was_sent_does_not_keep_it_from_running(
     seen = RunFolder(disk.seen / "runs" / "unlucky")
     until((seen.path / "run.json").exists, "its end is told when there is room again", 5)
     assert (seen.read().state, seen.source()) == ("finished", "%%distribute\nkept = rank\nprint('ran')")
+    assert sorted(record["text"] for _, record in seen.records("logs")) == ["ran\n", "ran\n"]
 
 
 def submit(world: Ranks, disk: SmallDisk, name: str) -> None:

@@ -83,6 +83,9 @@ def test_what_does_not_go_together_is_refused() -> None:
         (after(num_bytes=1_000_000, perplexity=None), "smaller on disk (0.25 x)"),
         (MeasuredModel("m-x", problem="it cannot be served: no"), "not measured: it cannot be served: no"),
         (after(memory_bytes=250_000_000), "less memory (0.5 x)"),
+        (after(perplexity=5.0), "perplexity -50 %"),
+        (after(perplexity=5.0, tokens_per_s=80.0), "perplexity -50 %, but slower (0.8 x)"),
+        (after(perplexity=9.8), "does not help: nothing is smaller or faster"),
     ],
 )
 def test_a_method_is_said_to_help_only_where_something_is_better_and_perplexity_within_its_bound(

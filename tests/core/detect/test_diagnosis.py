@@ -109,6 +109,33 @@ EXCEPTIONS = [
     ("TypeError", "can't convert cuda:0 device type tensor to numpy.", "device-mismatch"),
     ("RuntimeError", "DDP expects same model across all ranks, but Rank 0 has 12 params", "collective-mismatch"),
     ("DistNetworkError", "Failed to recv, got 0 bytes. Connection was likely closed.", "connection-lost"),
+    ("RuntimeError", "NPU out of memory. Tried to allocate 2.00 GiB", "device-out-of-memory"),
+    ("XlaRuntimeError", "RESOURCE_EXHAUSTED: Failed to allocate request for 2.25GiB on device ordinal 0",
+     "device-out-of-memory"),
+    ("OutOfMemoryError", "Task was killed due to the node running low on memory.", "host-out-of-memory"),
+    ("RuntimeError", "mmap can't allocate", "host-out-of-memory"),
+    ("CommClosedError", "in <TCP (closed) Worker->Scheduler local=tcp://10.1.0.4:41232>: Stream is closed",
+     "connection-lost"),
+    ("OSError", "Timed out trying to connect to tcp://10.2.12.2:43394 after 30 s", "connection-lost"),
+    ("RuntimeError", "NCCL Error 3: internal error - please report this issue", "nccl-setup"),
+    ("RuntimeError", "[device.cc:83] ifa != nullptr. Unable to find interface for: [10.1.2.3]", "name-not-found"),
+    ("ConnectionError", "Tried to launch distributed communication on port `29500`, but another process is utilizing it.",
+     "address-in-use"),
+    ("OSError", "Consistency check failed: file should be of size 49 but has size 10 (model.safetensors).", "file-damaged"),
+    ("OSError", "Incorrect path_or_model_id: './m'. Please provide either the path to a local folder or the repo_id of a "
+     "model on the Hub.", "file-missing"),
+    ("RuntimeError", "Error building extension 'cpu_adam'", "build-failed"),
+    ("OSError", "CUDA_HOME environment variable is not set. Please set it to your CUDA install root.", "build-failed"),
+    ("RuntimeError", "FlashAttention only supports Ampere GPUs or newer.", "driver-mismatch"),
+    ("ValueError", "The checkpoint has model type `q9` but Transformers does not recognize this architecture.",
+     "package-missing"),
+    ("RuntimeError", "Numpy is not available", "package-missing"),
+    ("ValueError", "Must flatten tensors with uniform dtype but got torch.bfloat16 and torch.float32", "dtype-mismatch"),
+    ("Exception", "Current loss scale already at minimum - cannot decrease scale anymore.", "not-finite"),
+    ("RuntimeError", "Expected to mark a variable ready only once.", "autograd"),
+    ("ConnectionClosedError", 'Connection was closed before we received a valid response from endpoint URL: "https://b"',
+     "download-failed"),
+    ("LocalTokenNotFoundError", "Token is required (`token=True`), but no token found.", "download-refused"),
 ]  # fmt: skip
 
 
@@ -131,6 +158,16 @@ def test_the_text_of_an_exception_tells_the_cause(ename: str, evalue: str, cause
         ("ValueError", "the quota of rows is exceeded"),
         ("RuntimeError", "timeout in the game after 5 moves"),
         ("ValueError", "pip is not a unit that I know"),
+        ("ValueError", "the limit of memory cells must be positive"),
+        ("RuntimeError", "tokens exceed the memory of the agent"),
+        ("RuntimeError", "no port was given for the agent"),
+        ("ValueError", "this strategy requires at least 2 stages"),
+        ("RuntimeError", "environment reset before connecting the actor"),
+        ("ValueError", "compute capability of the team is low"),
+        ("ValueError", "the graph has 3 nodes that are lost"),
+        ("ValueError", "hash of the config does not match"),
+        ("Exception", "early stop: time limit of the game"),
+        ("ValueError", "optimizer got an empty parameter list"),
     ],
 )
 def test_what_no_rule_knows_stays_unknown(ename: str, evalue: str) -> None:
@@ -197,6 +234,26 @@ def test_the_last_lines_of_a_process_that_gave_up_say_why() -> None:
     found = failed(aborted, logs={0: log})
     assert found is not None
     assert found.cause == "collective-timeout"
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=11.0.", "host-out-of-memory"),
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 20Gi.", "disk-full"),
+        ("TERM_RUNLIMIT: job killed after reaching LSF run time limit.", "time-limit"),
+        (
+            "[4] ib_plugin.c:1615 NCCL WARN NET/IB : Got completion from peer 10.2.2.2<5486> with status=12",
+            "nccl-setup",
+        ),
+        ("*** JOB 55 ON n1 CANCELLED AT 2026-02-02 DUE TO NODE FAILURE, SEE SLURMCTLD LOG ***", "host-lost"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_the_last_lines_of_a_process_that_was_ended_say_who_did_it(log: str, cause: str) -> None:
+    found = failed(error("RankKilled", "the process was ended by SIGTERM (-15).", 0), logs={0: f"step 3\n{log}\n"})
+    assert found is not None
+    assert found.cause == cause
 
 
 def test_what_a_program_prints_itself_is_no_sign() -> None:

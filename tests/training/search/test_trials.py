@@ -72,6 +72,33 @@ def test_all_ranks_see_what_the_first_one_is_told(tmp_path: Path) -> None:
     assert first == second and first[3] == {"lr": first[0], "depth": first[1], "kind": first[2]} == study.params(0)
 
 
+def test_choices_may_be_anything_and_are_the_same_objects_in_the_next_trial(tmp_path: Path) -> None:
+    study, trials = gang(tmp_path, sampler="random")
+    choices = [(64,), (64, 64), dict, len, lambda: 0, lambda: 1, object(), True, "a"]
+    for number in range(6):
+        if number:
+            study.begin(number)
+        for trial in trials:
+            trial.number = number
+        first, second = on_both(trials, lambda trial: trial.suggest_categorical("kind", choices))
+        assert first is second and any(first is choice for choice in choices)
+        study.end(number, "done", 0.1, 1, {})
+
+
+def test_what_older_programs_ask_for_is_the_same_number(tmp_path: Path) -> None:
+    study, trials = gang(tmp_path)
+
+    def cell(trial: Trial) -> tuple[float, ...]:
+        return (
+            trial.suggest_uniform("a", 0, 1),
+            trial.suggest_loguniform("b", 1e-5, 1),
+            trial.suggest_discrete_uniform("c", 0, 1, 0.25),
+        )
+
+    first, second = on_both(trials, cell)
+    assert first == second == tuple(study.params(0).values()) and first[2] in (0, 0.25, 0.5, 0.75, 1)
+
+
 def test_all_ranks_end_at_the_step_at_which_the_first_one_is_told_to(tmp_path: Path) -> None:
     study, trials = gang(tmp_path, prune="median,startup=0,warmup=4")
     for step in range(9):
