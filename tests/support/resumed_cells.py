@@ -651,6 +651,7 @@ MORE_CELLS = {
     "fully_shard": FULLY_SHARD,
     "flat shard": FLAT_SHARD,
     "nested flat shard": NESTED_FLAT_SHARD,
+    "flat shard as it is trained": FLAT_SHARD.replace("use_orig_params=True, ", "").replace("turn % 4 == 0", "False"),
     "flat shard of flat parameters": NESTED_FLAT_SHARD.replace("use_orig_params=True", "use_orig_params=False"),
     "trainer folds": TRAINER_FOLDS,
     "trainer own checkpoints": TRAINER_OWN_CHECKPOINTS,

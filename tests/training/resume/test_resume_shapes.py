@@ -50,7 +50,12 @@ VARIANTS = {
 }
 
 
-LONG = {"compiled", "fully_shard", "trainer own checkpoints"}  # as long as a notebook: make stories tries them
+LONG = {
+    "compiled",
+    "flat shard as it is trained",
+    "fully_shard",
+    "trainer own checkpoints",
+}  # as long as a notebook: make stories tries them
 
 
 def sometimes(names: Iterable[str]) -> list[Any]:

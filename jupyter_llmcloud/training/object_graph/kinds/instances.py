@@ -65,7 +65,9 @@ class Module(Kind):
         own = vars(value)
         wraps = name_of(type(value)).startswith(_WRAPPERS)
         plain = [
-            (name, item) for name, item in own.items() if (name in _OF_WRAPPERS if wraps else not _is_of_module(name))
+            (name, item)
+            for name, item in own.items()
+            if (name in _OF_WRAPPERS if wraps else not (_is_of_module(name) or _is_outdated_view(item)))
         ]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
@@ -103,6 +105,16 @@ _OF_MODULES = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", 
 
 def _is_of_module(name: str) -> bool:
     return name in _OF_MODULES or name.startswith(("__llmcloud", "__composable_api_"))
+
+
+def _is_outdated_view(value: Any) -> bool:
+    """A view of parameters that were gathered, which FullyShardedDataParallel leaves in the place of a parameter."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    try:
+        return value.is_leaf is None
+    except RuntimeError:  # its base has changed: it cannot be asked, nor used
+        return True
 
 
 def has_plain_layout(cls: type) -> bool:
