@@ -250,6 +250,7 @@ async def test_a_stream_of_a_server_that_ends_is_told_that_it_restarts(server: S
     assert (await last_error(answer, lines))["code"] == "server_restarting"
     refused = await waiting
     assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_restarting"
+    assert refused.headers["retry-after"] == "5"
     assert nothing_is_in_flight(server)
     outcomes = {row["outcome"] for row in server.context.state.usage()}
     assert outcomes == {"server restarting"}

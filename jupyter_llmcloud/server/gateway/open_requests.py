@@ -41,12 +41,15 @@ class AbortReason:
     status: int
     message: str = ""
     code: str = ""
+    retry_after_s: float | None = None
 
 
 HUNG_UP = AbortReason("hung up", 499)
 KEY_REVOKED = AbortReason("key revoked", 401, "the key of this request is not valid any more.", "invalid_api_key")
+# Clients ask again within a second or two by themselves, which is too soon for a server that starts.
+RESTART_S = 5.0
 RESTARTING = AbortReason(
-    "server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting"
+    "server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting", RESTART_S
 )
 
 

@@ -156,7 +156,7 @@ class Proxy:
         self._outcome = cut.outcome
         self._status = cut.status
         if cut.message:
-            self._refuse(ApiError(cut.status, cut.message, code=cut.code, retry_after_s=None), cut.outcome)
+            self._refuse(ApiError(cut.status, cut.message, code=cut.code, retry_after_s=cut.retry_after_s), cut.outcome)
 
     def _refuse(self, error: ApiError, outcome: str = "") -> None:
         """Tell the client: as the answer, or as the last event of a stream, which then has no [DONE]."""
