@@ -57,7 +57,7 @@ from jupyter_llmcloud.core.scheduling.elasticity import (
     SizeBounds,
 )
 from jupyter_llmcloud.core.tick import Tick
-from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
+from jupyter_llmcloud.errors import Busy, ConnectionLost, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Replayed, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
@@ -437,7 +437,10 @@ class RunSupervisor:
         except Busy as busy:
             return NoCapacity(str(busy))
         except (LLMCloudError, OSError) as error:
-            return RestartFailed(str(error), self._world.has_lost_members)
+            has_lost_members = self._world.has_lost_members
+            if self._bounds is not None and isinstance(error, ConnectionLost) and not has_lost_members:
+                return NoCapacity(str(error))  # its slots were of an agent that was about to go, which is no fault
+            return RestartFailed(str(error), has_lost_members)
         except Exception as error:  # a run must not wait for ever for something that nobody foresaw
             traceback.print_exc(file=sys.stderr)
             return RestartFailed(f"the node agent failed: {error!r}")

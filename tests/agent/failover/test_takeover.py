@@ -19,7 +19,16 @@ import pytest
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.errors import ConnectionLost
-from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, FindStandby, RenewLease, StandbyFound, StopRun
+from jupyter_llmcloud.protocol.agent_messages import (
+    Describe,
+    Execute,
+    FindStandby,
+    Placement,
+    PlaceRanks,
+    RenewLease,
+    StandbyFound,
+    StopRun,
+)
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rpc import Responder
@@ -69,19 +78,24 @@ def make_agent() -> Iterator[Callable[..., AgentProcess]]:
 
 
 class Worker:
-    """Holds an agent as the plugin of a Dask worker does, and knows one other agent."""
+    """Holds an agent as the plugin of a Dask worker does, and knows one other agent.
+
+    `places`: the agents that it names for ranks, one after the other; the last one for all further ones.
+    """
 
     def __init__(self, agent: AgentProcess, other: AgentProcess) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.asked: list[Message] = []
+        self.places: list[AgentProcess] = []
         self._other = other
         self._connection: AgentConnection = self._do(self._hold(agent))
 
     async def _hold(self, agent: AgentProcess) -> AgentConnection:
         responder = Responder("the worker")
         responder.on(FindStandby, self._answer)
+        responder.on(PlaceRanks, self._place)
         connection = await AgentConnection.open(agent.address, responder=responder)
         await connection.request(RenewLease(finds_capacity=True))
         return connection
@@ -89,6 +103,11 @@ class Worker:
     async def _answer(self, question: FindStandby) -> StandbyFound:
         self.asked.append(question)
         return StandbyFound(address=self._other.address)
+
+    async def _place(self, question: PlaceRanks) -> Placement:
+        address = (self.places.pop(0) if len(self.places) > 1 else self.places[0]).address
+        slots = {"address": address, "home": address, "num_ranks": question.num_ranks, "host": socket.gethostname()}
+        return Placement(agents=[slots])
 
     def _do(self, call: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
@@ -163,6 +182,25 @@ def test_an_agent_without_any_rank_stands_by_for_a_run_that_is_all_on_one_host(
     assert (record.agent, record.num_restarts) == (node_agent.address, 1)
     worker.end()
     ranks.beside(node_agent).end()
+
+
+def test_an_elastic_run_is_not_charged_for_a_place_that_has_gone_before_it_got_ranks_there(
+    make_agent: Callable[..., AgentProcess],
+) -> None:
+    """The cluster names the agent that has just gone for a while."""
+    leader, other = make_agent(), make_agent()
+    workers = Worker(leader, other), Worker(other, leader)
+    workers[1].places = [leader, other]
+    ranks = Ranks(leader, 2)
+    folder = ranks.send(ALONE, elastic="1:2", max_restarts=1).wait_for("here", times=2).outcome.folder
+    until(lambda: folder.run_id in _described(other)["stands_by"], "it stands by")
+    leader.process.kill()
+    record = finished(folder)
+    assert (record.agent, record.num_restarts) == (other.address, 0)
+    assert "waits for capacity: The node agent" in words(record)
+    for worker in workers:
+        worker.end()
+    ranks.beside(other).end()
 
 
 def test_the_agent_that_takes_a_killed_ones_place_goes_on_with_its_run(
