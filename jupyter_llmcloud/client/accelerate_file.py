@@ -28,7 +28,9 @@ def with_content(given: Mapping[str, Any], world_size: int = 0) -> tuple[dict[st
     if not file.lstrip().startswith("{"):
         file = options["accelerate_config"] = _read(Path(file).expanduser())
     translated = of_option(file)
-    notes = [f"--accelerate-config: {note}." for note in translated.notes]
+    # On a machine without a GPU, ranks compute as the file asks for.
+    told = [note for note in translated.notes if not note.startswith("use_cpu ") or _may_have_gpus()]
+    notes = [f"--accelerate-config: {note}." for note in told]
     if options.get("plan") and translated.plan != options["plan"]:
         notes.append(f"--accelerate-config: --plan {options['plan']} is used, not the file's {translated.plan}.")
     if translated.num_ranks and not options.get("nproc"):
@@ -40,6 +42,11 @@ def with_content(given: Mapping[str, Any], world_size: int = 0) -> tuple[dict[st
         else:
             options["nproc"] = translated.num_ranks
     return options, notes
+
+
+def _may_have_gpus() -> bool:
+    """Whether there is a driver of a GPU here; other hosts of the cluster are taken to be like this one."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 
 def _read(path: Path) -> str:

@@ -54,6 +54,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 from jupyter_llmcloud.protocol.client import AgentConnection
 
 ASK_TIMEOUT_S = 30.0
+START_CHECK_S = 0.2  # between two looks at a cluster that is being started
 DESCRIBE_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 1.0
 
@@ -213,10 +214,10 @@ class ClusterPool:
             return self._records[record.name]
 
     def _record(self, name: str | None) -> ClusterRecord:
-        """The named cluster, or the newest one."""
+        """The named cluster, or the newest one: of those that run, if any does."""
         alive = [record for record in self._records.values() if record.is_alive or record.has_agents]
         if name is None and (staying := [record for record in alive if record.state != "stopping"]):
-            return max(staying, key=lambda record: record.created)
+            return max(staying, key=lambda record: (bool(record.address), record.created))
         for record in alive:
             if record.name == name:
                 return record
@@ -224,6 +225,12 @@ class ClusterPool:
             f" There are: {', '.join(record.name for record in alive)}." if alive else " Start one with %cluster start."
         )
         raise NotFound((f"there is no cluster {name!r}." if name else "there is no cluster.") + known)
+
+    async def _started_record(self, name: str | None) -> ClusterRecord:
+        """The same once it has a scheduler. One whose start fails is none."""
+        while not (record := self._record(name)).address:
+            await asyncio.sleep(START_CHECK_S)
+        return await self._revived(record)
 
     def _has_any(self) -> bool:
         staying = (record for record in self._records.values() if record.state != "stopping")
@@ -277,7 +284,7 @@ class ClusterPool:
         """What each worker's plugin says of its agent; goes on when the scheduler is killed meanwhile."""
         deadline = time.monotonic() + ASK_TIMEOUT_S
         while True:
-            record = await self._revived(self._record(name))
+            record = await self._started_record(name)
             try:
                 client = await self._client(record)
                 rows = await ask_agents(client)
@@ -442,7 +449,7 @@ class ClusterPool:
         async with self._default_start:
             if cluster is None and not self._has_any():
                 await self.start()
-        record = await self._revived(self._record(cluster))
+        record = await self._started_record(cluster)
         return record.name, await self._client(record)
 
     async def scale(self, name: str | None, workers: int) -> ClusterRecord:

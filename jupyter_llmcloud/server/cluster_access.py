@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.errors import UsageError
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.cluster.clusters import ClusterPool
@@ -73,6 +74,10 @@ class ClusterAccess:
     async def _make_pool(self) -> ClusterPool:
         # distributed takes most of a second to import: not on the loop that serves notebooks.
         module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.clusters")
+        try:
+            await asyncio.to_thread(config.runtime_dir)
+        except PermissionError as error:  # says what to do about it
+            raise UsageError(str(error)) from None
         headless = self._identity.headless
         pool: ClusterPool = module.ClusterPool(
             owner_pid=self._identity.owner_pid or os.getpid(),

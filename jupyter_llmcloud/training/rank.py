@@ -405,7 +405,8 @@ class Rank:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         if cell.trial:
             shell.user_ns[trials.NAME] = trials.Trial(cell.trial, self.run, lambda: self.group.store)
-        os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
+        if os.environ.get("ACCELERATE_MIXED_PRECISION") != (precision := cell.precision or "no"):
+            os.environ["ACCELERATE_MIXED_PRECISION"] = precision
         CELL_STORES.begin(cell.run_id, self.group.generation)
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)

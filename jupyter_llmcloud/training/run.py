@@ -18,7 +18,6 @@ class Run:
 
     Attributes:
         id, name: of the run.
-        folder: its folder, for files that should stay with it.
         rank, world_size: of this process.
         num_steps: optimizer steps so far, of a run that may be rolled back to one; None of others.
         is_on_all_ranks: whether the cell runs on every rank of its world, not on some as with `--ranks 0`.
@@ -30,7 +29,7 @@ class Run:
         self.world_size = world_size
         self.id = ""
         self.name = ""
-        self.folder = Path()
+        self._folder = ""
         self.is_on_all_ranks = True
         self.should_stop = False
         self.checkpoints = checkpoints
@@ -39,8 +38,13 @@ class Run:
     def begin(self, run_id: str, name: str, folder: str, num_ranks: int) -> None:
         """A new cell, which runs on so many ranks."""
         self.is_on_all_ranks = num_ranks in (0, self.world_size)
-        self.id, self.name, self.folder = run_id, name, Path(folder)
+        self.id, self.name, self._folder = run_id, name, folder
         self.should_stop = False
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, for files that should stay with it."""
+        return Path(self._folder)
 
     def log(self, values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **metrics: Any) -> None:
         """Log numbers: `run.log(loss=0.3)` or `run.log({"loss": 0.3}, step=7)`. What is not one number is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -21,10 +22,49 @@ class Notebook:
     takes_widgets = True
 
     def show(self, data: Mapping[str, Any], display_id: str, update: bool) -> None:
-        from IPython.display import publish_display_data
+        _publish(data, display_id, update)
+        if update and threading.current_thread() is not threading.main_thread() and not is_watched():
+            _UPDATES.show_again(data, display_id)
 
-        publish: Callable[..., None] = publish_display_data
-        publish(dict(data), transient={"display_id": display_id}, update=update)
+
+class _Updates:
+    """Those that a thread has shown, once more when the next cell begins.
+
+    Who executes a whole notebook takes an update while a cell is executed and drops one that comes between two: a run
+    that has ended then would be saved as one that runs.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Mapping[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def show_again(self, data: Mapping[str, Any], display_id: str) -> None:
+        """Show this update again; a later one of the same display takes its place."""
+        from IPython import get_ipython
+
+        with self._lock:
+            if not self._kept:
+                get_ipython().events.register("pre_run_cell", self._show)
+            self._kept[display_id] = data
+
+    def _show(self, *_: Any) -> None:
+        from IPython import get_ipython
+
+        with self._lock:
+            kept, self._kept = self._kept, {}
+            get_ipython().events.unregister("pre_run_cell", self._show)
+        for display_id, data in kept.items():
+            _publish(data, display_id, update=True)
+
+
+_UPDATES = _Updates()
+
+
+def _publish(data: Mapping[str, Any], display_id: str, update: bool) -> None:
+    from IPython.display import publish_display_data
+
+    publish: Callable[..., None] = publish_display_data
+    publish(dict(data), transient={"display_id": display_id}, update=update)
 
 
 class Terminal:

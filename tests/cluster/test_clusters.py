@@ -206,6 +206,21 @@ def test_a_cluster_that_is_not_there_is_named(server: Server) -> None:
         server.do(server.pool.stop("gone"))
 
 
+def test_a_cluster_that_is_being_started_is_waited_for_and_takes_nothing_from_one_that_runs(server: Server) -> None:
+    running = server.agents()
+    slow = ClusterRecord(cluster_id="0", name="slow", kind="local", created=time.time(), owner_pid=os.getpid())
+    server.pool._records["slow"] = slow
+    try:
+        assert [agent.address for agent in server.agents()] == [agent.address for agent in running]
+        asked = server.begin(server.pool.agents("slow"))
+        with pytest.raises(TimeoutError):
+            asked.result(1)
+    finally:
+        del server.pool._records["slow"]  # as when its start has failed
+    with pytest.raises(NotFound, match="slow"):
+        asked.result(10)
+
+
 def test_an_address_where_nobody_answers_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_client, "CONNECT_TIMEOUT_S", 1.0)
     with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:9"):

@@ -9,8 +9,12 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.chat.offered import Offer
 from jupyter_llmcloud.inference.openai.requests import decode_chat
+from jupyter_llmcloud.inference.openai.structured.constraint import Constraints
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
+from tests.support.tiny_models import byte_level_tokenizer
 
 BYTES = LLTokenizer("byte")
 SCHEMA = {
@@ -86,3 +90,25 @@ def test_of_a_call_that_must_be_made_the_format_says_nothing(choice: Any) -> Non
     with pytest.raises(ApiError) as caught:
         offer(structured_outputs={"regex": "a"}, tools=TOOLS, tool_choice=choice)
     assert caught.value.param == "structured_outputs.regex"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "loop", "schema": {"$ref": "#"}}}},
+        {"response_format": {"type": "regex", "pattern": r"[^\s\S]"}},
+        {"structured_outputs": {"json": {"type": "object", "properties": {"a": False}, "required": ["a"]}}},
+    ],
+    ids=["a schema that is only itself", "no character at all", "a field that must be and cannot"],
+)
+def test_a_format_that_no_text_can_have_is_refused_before_anything_is_generated(asked: dict[str, Any]) -> None:
+    tokenizer = byte_level_tokenizer()
+    loaded = LoadedModel(
+        model=None, tokenizer=tokenizer, context_length=64, num_vocabulary=len(tokenizer), eos=frozenset({1}),
+        is_encoder_decoder=False,
+    )  # fmt: skip
+    grammar = offer(**asked).grammar
+    assert grammar is not None
+    with pytest.raises(ApiError, match="cannot be enforced") as caught:
+        Constraints(loaded, Vocabulary(tokenizer)).new(grammar.text, grammar.param)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_grammar")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -138,6 +139,28 @@ async def test_an_adapter_answers_under_its_name_and_the_model_as_before(
         await change(client, "/adapters", name="legal")
         assert "does not exist" in await ask(client, "tiny:legal", 404)
         assert await ask(client) == plain
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_what_an_adapter_answers_goes_on_to_its_end_when_it_is_replaced_or_removed(
+    engine: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    async with replica(engine, folders["first"]) as client:
+        legal = {"name": "legal", "folder": str(tmp_path / "legal")}
+        trained(folders["first"], tmp_path / "legal")
+        body = {"model": "legal", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        await change(client, "/adapters", **legal)
+        async with client.post("/v1/completions", json=body) as answer:
+            whole = (await answer.json())["choices"][0]["text"]
+        for what in (legal, {"name": "legal"}):
+            async with client.post("/v1/completions", json={**body, "stream": True}) as answer:
+                begins = await answer.content.readline()
+                await change(client, "/adapters", **what)
+                lines = (begins + await answer.content.read()).decode().split("\n\n")
+            assert lines[-2:] == ["data: [DONE]", ""], lines[-2]
+            events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+            assert "".join(event["choices"][0]["text"] for event in events) == whole
+        assert "does not exist" in await ask(client, "legal", 404)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.prompt_length import MIN_PIECE, check_length, pieces_of
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts
 from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion
 from tests.inference.test_inference_text import TOKENIZERS, wordpiece_tokenizer
-from tests.support.tiny_models import byte_level_tokenizer
+from tests.support.tiny_models import CHAT_TEMPLATE, byte_level_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -136,3 +138,47 @@ def test_prompts_and_conversations_are_refused_by_their_beginning_and_may_be_cou
     assert caught.value.param == "messages"
     assert tokenizer.num_characters < 4 * MIN_PIECE
     assert len(chat_prompt(chat, loaded, must_fit=False).tokens) >= 80_000
+
+
+class CountedTemplates(Templates):
+    """Notes how many messages are rendered."""
+
+    num_rendered = 0
+
+    def render(self, template: str, variables: dict[str, Any], messages: Any) -> str:
+        self.num_rendered += len(messages)
+        return super().render(template, variables, messages)
+
+
+def conversation(number: int, said: str = "hi") -> Any:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[place % 2], "content": said} for place in range(number)]
+    return decode_chat(msgspec.json.encode({"model": "m", "messages": messages}))
+
+
+def test_of_messages_that_are_far_too_many_none_is_rendered_where_a_template_shows_them_all() -> None:
+    loaded, templates = loaded_with(byte_level_tokenizer(chat_template=CHAT_TEMPLATE), 256), CountedTemplates()
+    try:
+        for _ in range(2):
+            with pytest.raises(ApiError, match="messages has 10000 entries") as caught:
+                chat_prompt(conversation(10_000), loaded, templates)
+            assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+        assert templates.num_rendered < 100
+        with pytest.raises(ApiError, match="maximum context length is 256 tokens, but messages has at least"):
+            chat_prompt(conversation(500, "a few words " * 30), loaded, templates)  # may be as many as that
+    finally:
+        templates.close()
+
+
+def test_messages_that_a_template_leaves_out_or_that_say_nothing_do_not_count() -> None:
+    last_only = loaded_with(byte_level_tokenizer(chat_template="{{ messages[-1].content }}"), 64)
+    skips_empty = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    shows_said = loaded_with(byte_level_tokenizer(chat_template=skips_empty), 64)
+    templates = Templates()
+    try:
+        assert chat_prompt(conversation(10_000), last_only, templates).text == "hi"
+        empty = conversation(10_000, "")
+        empty.messages[0].content = "hi"
+        assert chat_prompt(empty, shows_said, templates).text == "hi"
+    finally:
+        templates.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
@@ -111,3 +113,24 @@ def test_a_hang_is_printed_once_and_nobody_is_asked_to_stop_what_is_over(cells: 
     shown = view(cells["show late"])
     for form in shown.values():
         assert "rank 1 is late: " in form and "Press Stop" not in form
+
+
+def test_a_card_whose_run_ends_between_two_cells_is_saved_as_it_ended(
+    shared_server: ServerClient, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    wait = f"import pathlib, time\nrun.log(x=1.0)\nwhile not pathlib.Path({str(end)!r}).exists():\n    time.sleep(0.05)"
+    background = new_code_cell(f"%%distribute -n 2 -b --name between\n{wait}")
+    cells = [new_code_cell(CELLS["load"]), background, new_code_cell("pass")]
+    client = NotebookClient(new_notebook(cells=cells), timeout=120, kernel_name="python3")
+    with client.setup_kernel():
+        client.execute_cell(cells[0], 0)
+        client.execute_cell(background, 1)
+        end.touch()
+        assert client.kc is not None
+        next_message = run_sync(client.kc.get_iopub_msg)
+        while (message := next_message(timeout=30))["msg_type"] != "update_display_data":
+            pass  # of the widget
+        assert "✓ between" in message["content"]["data"]["text/plain"]
+        client.execute_cell(cells[2], 2)
+    assert "✓ between · finished in" in view(background)["text/plain"]

@@ -75,6 +75,24 @@ async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_ar
     assert len(server.agent.processes) == 2  # nothing was started for any of it
 
 
+async def test_a_model_that_generates_no_text_does_not_take_the_place_of_one_that_does(
+    server: Server, model: Path, tmp_path: Path
+) -> None:
+    await server.serve(model)
+    folder = make_model(tmp_path / "film")
+    (folder / "config.json").write_text('{"architectures": ["BertForSequenceClassification"], "hidden_size": 7}')
+    said = f"endpoint 'tiny' generates text, and {folder} classifies texts"
+    for verb, body in (
+        ("update", {"target": str(folder)}),
+        ("update", {"target": str(folder), "canary": 20}),
+        ("shadow", {"revision": str(folder)}),
+    ):
+        refused = await change(server, verb, body, 400)
+        assert said in refused["message"] and "name of its own" in refused["message"]
+    assert await roles(server) == {1: "stable"}
+    assert await revision(server) == "1"
+
+
 async def _is_revision(server: Server, number: str) -> bool:
     return await revision(server) == number
 

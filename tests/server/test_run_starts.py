@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from jupyter_llmcloud.errors import Busy
+from jupyter_llmcloud.errors import Busy, UsageError
+from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.storage.runs import RunRecord
 from tests.server.test_server_routes import make_run
 from tests.support.server_parts import Server, until
@@ -112,3 +114,12 @@ async def test_who_ends_the_server_ends_what_waits(server: Server, monkeypatch: 
     told = (await server.ask("POST", RUNS, {"source": "1"})).json()
     await server.context.starts.close()
     assert server.context.runs.folder(told["run_id"]).read().state == "stopped"
+
+
+async def test_a_runtime_folder_that_is_open_to_others_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("LLMCLOUD_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match=r"\(0700\)\. Remove it, or set LLMCLOUD_RUNTIME_DIR"):
+        await ClusterAccess(Identity()).pool()

@@ -224,6 +224,88 @@ for fold in range(4):
 tell(accelerator.unwrap_model(model), samples, turn, scores)
 """
 
+# One Accelerator prepares for each fold; a checkpoint is due at the end of an epoch, after which its last loss is read;
+# the schedule asks how long a loader is that is another one later.
+PREPARED_FOLDS = """
+from torch.utils.data import Subset
+
+def cross_validate():
+    accelerator, data, losses, samples, turn = Accelerator(), Noisy(), [], [], 0
+    for fold in range(3):
+        model, rows = net(), [i for i in range(96) if i % 3 == fold]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        loader = DataLoader(Subset(data, rows), batch_size=BATCH, shuffle=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / len(loader)))
+        model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+        for epoch in range(5):
+            if epoch == 1:
+                table, first = {"rows": rows}, loss.item()
+                accelerator.gradient_accumulation_steps = 2
+            for i, x, y in loader:
+                with accelerator.accumulate(model):
+                    loss = nn.functional.mse_loss(model(x), y)
+                    accelerator.backward(loss)
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+                turn += 1
+                samples.append(i.tolist())
+                perhaps_die(turn)
+            losses.append(loss.item())
+        losses += [first, *table["rows"]]
+    return accelerator.unwrap_model(model), samples, losses
+
+tell(*cross_validate())
+"""
+
+# Batches that nobody follows, of which the first step is the first that is seen.
+UNFOLLOWED = """
+accelerator, samples, turn, losses = Accelerator(), [], 0, []
+model, data = net(), Noisy()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+model, optimizer = accelerator.prepare(model, optimizer)
+@torch.compile(backend="eager")  # which puts names of its own among those of the cell
+def error(out, y):
+    return nn.functional.mse_loss(out, y)
+
+def train():
+    turn = 0
+    for epoch in range(12):
+        order = torch.randperm(96, generator=torch.Generator().manual_seed(epoch)).tolist()[rank :: world_size]
+        for rows in [order[at : at + 12] for at in range(0, 48, 12)]:
+            loss = error(model(data.x[rows]), data.y[rows])
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            turn += 1
+            samples.append(rows)
+            perhaps_die(turn)
+        losses.append(loss.item())
+train()
+tell(accelerator.unwrap_model(model), samples, losses)
+"""
+
+# Ranks that train apart: when they are averaged next is a count that Accelerate's object keeps.
+LOCAL_SGD = """
+from accelerate.local_sgd import LocalSGD
+accelerator = Accelerator()
+model, samples, turn = net(), [], 0
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+loader = DataLoader(Noisy(), batch_size=BATCH, shuffle=True, drop_last=True)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+for epoch in range(3):
+    with LocalSGD(accelerator=accelerator, model=model, local_sgd_steps=3) as local_sgd:
+        for i, x, y in loader:
+            accelerator.backward(nn.functional.mse_loss(model(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+            local_sgd.step()
+            turn += 1
+            samples.append(i.tolist())
+            perhaps_die(turn)
+tell(accelerator.unwrap_model(model), samples)
+"""
+
 # --- what is trained -------------------------------------------------------------------------------------------------
 
 PARTS = """
@@ -560,6 +642,9 @@ MORE_CELLS = {
     "class": CLASS,
     "module": MODULE,
     "folds": FOLDS,
+    "prepared folds": PREPARED_FOLDS,
+    "unfollowed": UNFOLLOWED,
+    "local sgd": LOCAL_SGD,
     "parts": PARTS.replace("COMPILED", "False"),
     "compiled": PARTS.replace("COMPILED", "True"),
     "between steps": BETWEEN_STEPS,

@@ -27,6 +27,7 @@ from jupyter_llmcloud.storage.model_folder import check_folder
 if TYPE_CHECKING:
     from jupyter_llmcloud.inference.openai.completion import ServedModel
 
+_DRAIN_EVERY_S = 0.05
 Open = Callable[[LoadedModel, int, int | None], Awaitable[Engine]]
 
 
@@ -38,6 +39,7 @@ class EngineWithAdapters:
         self._base = base
         self._open = open_engine
         self._adapted: dict[str, Engine] = {}
+        self._leaving: dict[Engine, asyncio.Task[None]] = {}
         self.name = base.name
         self.context_length = base.context_length
         self.num_parallel = base.num_parallel
@@ -65,7 +67,7 @@ class EngineWithAdapters:
 
     @num_threads.setter
     def num_threads(self, number: int) -> None:
-        for engine in [self._base, *self._adapted.values()]:
+        for engine in [self._base, *self._adapted.values(), *self._leaving]:
             engine.num_threads = number
 
     def submit(self, generation: Generation) -> TokenStream:
@@ -78,7 +80,8 @@ class EngineWithAdapters:
 
     def stats(self) -> EngineStats:
         """All of them together."""
-        rows = [dataclasses.astuple(engine.stats()) for engine in [self._base, *self._adapted.values()]]
+        engines = [self._base, *self._adapted.values(), *self._leaving]
+        rows = [dataclasses.astuple(engine.stats()) for engine in engines]
         return EngineStats(*map(sum, zip(*rows, strict=True)))
 
     async def load(self, name: str, folder: str) -> None:
@@ -88,7 +91,7 @@ class EngineWithAdapters:
         engine.on_failure = self.on_failure
         before, self._adapted[name] = self._adapted.get(name), engine
         if before is not None:
-            await before.close()
+            self._let_go(before)
 
     def _attach(self, folder: str) -> LoadedModel:
         if importlib.util.find_spec("peft") is None:
@@ -106,23 +109,45 @@ class EngineWithAdapters:
         return dataclasses.replace(self._loaded, model=adapted)
 
     async def unload(self, name: str) -> None:
-        """Answer for an adapter no longer: what it answers now fails. One that is not there is fine."""
+        """Answer for an adapter no longer, but for what it answers already. One that is not there is fine."""
         if (engine := self._adapted.pop(name, None)) is not None:
+            self._let_go(engine)
+
+    def _let_go(self, engine: Engine) -> None:
+        """Close an engine once the last of its sequences has ended."""
+        engine.on_failure = _nobody_minds
+        self._leaving[engine] = asyncio.get_running_loop().create_task(self._drained(engine))
+
+    async def _drained(self, engine: Engine) -> None:
+        try:
+            while engine.stats().num_active and engine.failure is None:
+                await asyncio.sleep(_DRAIN_EVERY_S)
+        finally:
             await engine.close()
+            del self._leaving[engine]
 
     async def change_weights(self, change: Callable[[], None]) -> None:
         """The weights that all of them share change: each stops between two steps of its own for that."""
         engines: list[Any] = [self._base, *self._adapted.values()]
         if not all(isinstance(engine, TakesWeights) for engine in engines):
             raise ModelError(f"the {self.name} engine takes no other weights while it is open.")
-        if not self._adapted:
+        if not self._adapted and not self._leaving:
             await engines[0].change_weights(change)
             return
         raise ModelError("adapters are loaded beside it, which belong to the weights that are served now.")
 
     async def close(self) -> None:
         """End all of them."""
-        await asyncio.gather(*(engine.close() for engine in [*self._adapted.values(), self._base]))
+        leaving = list(self._leaving.values())
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        # A task that was ended before it began has closed nothing.
+        await asyncio.gather(*(engine.close() for engine in [*self._leaving, *self._adapted.values(), self._base]))
+
+
+def _nobody_minds() -> None:
+    """An engine that leaves has failed: those that stay answer as before."""
 
 
 def adapters_of(served: ServedModel) -> EngineWithAdapters:

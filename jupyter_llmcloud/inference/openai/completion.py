@@ -165,7 +165,8 @@ class Completion:
 
     def _check_grammar(self, index: int) -> None:
         if error := getattr(self._constraints[index], "error", ""):
-            raise ApiError(500, f"The grammar could not be followed to its end: {error}", code="grammar_failed")
+            # What the client has sent is at fault: to ask again would come to the same.
+            raise ApiError(400, f"The grammar could not be followed to its end: {error}", code="invalid_grammar")
 
 
 async def merged(streams: Sequence[TokenStream]) -> AsyncGenerator[tuple[int, TokenBatch], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
@@ -14,21 +14,54 @@ SHORT = 3  # pieces: what is no longer is tokenized as a whole at once
 # Tokens that a piece has by itself and the same characters within their text have not. Tokens reach over a few
 # characters only, but WordPiece makes one token of a word of more than 100 or 200, and very many of half of it.
 MAX_EDGE = 256
+# A message that a template shows takes a token at least, the more so with its role; twice that leaves no doubt.
+_MESSAGES_PER_TOKEN = 2
 _SPACES = re.compile(r"\s\s+")
 
 
 def check_length(text: str, loaded: LoadedModel, param: str) -> None:
     """Refuse a text that is far too long, after its first pieces; raises `ApiError` 400. What fits is never refused."""
     context = loaded.context_length
-    size = max(MIN_PIECE, 2 * context)
+    if (found := far_too_long(text, loaded.tokenizer, context)) is not None:
+        raise _too_long(context, found, param, len(text))
+
+
+class AtLeast(NamedTuple):
+    """So many tokens are in the first characters of a text."""
+
+    num_tokens: int
+    num_characters: int
+
+
+def far_too_long(text: str, tokenizer: Any, limit: int) -> AtLeast | None:
+    """What the beginning of a text has, where that alone is more tokens than `limit`; None: it may fit."""
+    size = max(MIN_PIECE, 2 * limit)
     if len(text) <= SHORT * size:
-        return
+        return None
     at_least, num_read = 0, 0
     for piece in pieces_of(text, size):
         num_read += len(piece)
-        at_least += max(0, _num_tokens(loaded.tokenizer, piece) - MAX_EDGE)
-        if at_least > context:
-            raise _too_long(context, at_least, param, num_read, len(text))
+        at_least += max(0, _num_tokens(tokenizer, piece) - MAX_EDGE)
+        if at_least > limit:
+            return AtLeast(at_least, num_read)
+    return None
+
+
+def are_too_many(num_messages: int, loaded: LoadedModel) -> bool:
+    """Whether so many messages that say something cannot fit, where a template shows each of them."""
+    return num_messages > _MESSAGES_PER_TOKEN * loaded.context_length
+
+
+def too_many(num_messages: int, loaded: LoadedModel, param: str) -> ApiError:
+    """The refusal of so many messages."""
+    context = loaded.context_length
+    return ApiError(
+        400,
+        f"This model's maximum context length is {context} tokens, but {param} has {num_messages} entries, each of "
+        "which takes one at least. Shorten it.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
@@ -65,8 +98,8 @@ def _takes_spaces_in(tokenizer: Any) -> bool:
     return any(token.lstrip or token.rstrip for token in known.values())
 
 
-def _too_long(context: int, at_least: int, param: str, num_read: int, length: int) -> ApiError:
-    told = f"{param} has at least {at_least} in the first {num_read} of its {length} characters"
+def _too_long(context: int, found: AtLeast, param: str, length: int) -> ApiError:
+    told = f"{param} has at least {found.num_tokens} in the first {found.num_characters} of its {length} characters"
     return ApiError(
         400,
         f"This model's maximum context length is {context} tokens, but {told}. Shorten it.",

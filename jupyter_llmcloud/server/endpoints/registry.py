@@ -14,7 +14,7 @@ from jupyter_llmcloud.core.scheduling.priorities import Shortage, give_way
 from jupyter_llmcloud.core.serving.endpoint import rollout
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, why_not_instead
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
@@ -221,6 +221,7 @@ class EndpointRegistry:
         """
         endpoint = self.active(name)
         folder = await self._resolve(target, engine=endpoint.stored.current.engine)
+        _check_kind(endpoint, folder, target)
         return await self._update(endpoint, folder, target, canary)
 
     async def _update(
@@ -298,6 +299,7 @@ class EndpointRegistry:
                 folder = await self._resolve(revision, engine=endpoint.stored.current.engine)
             except LLMCloudError as other:
                 raise type(other)(f"{error} {other}") from None
+            _check_kind(endpoint, folder, revision)
             new = dataclasses.replace(
                 endpoint.stored.current, number=rollout.next_number(revisions), model=str(folder.path), target=revision,
                 fingerprint=folder.revision, base_model=folder.base_model, num_replicas=1, step=None,
@@ -371,3 +373,10 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         keep_previous=spec.keep_previous,
         priority=spec.priority,
     )  # fmt: skip
+
+
+def _check_kind(endpoint: EndpointController, folder: ModelFolder, target: str) -> None:
+    """Raise UsageError for a model that would answer none of the requests that an endpoint gets."""
+    current = endpoint.stored.current
+    if reason := why_not_instead(endpoint.stored.name, current.kind, folder.kind, target):
+        raise UsageError(reason)

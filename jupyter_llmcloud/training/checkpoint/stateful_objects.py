@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,21 @@ class StatefulObject:
         return _is_optimizer(self.value)
 
 
-def of_accelerators(accelerators: dict[str, Any]) -> dict[str, Any]:
-    """What Accelerators know that could be saved, by address."""
+def prepared_by(accelerator: Any) -> Iterator[weakref.ref[Any]]:
+    """What an Accelerator knows that could be saved."""
+    for name in _LISTS:
+        for value in getattr(accelerator, name, ()):
+            with contextlib.suppress(TypeError):  # an object of the cell without room for that
+                yield weakref.ref(value)
+
+
+def of_accelerators(accelerators: dict[str, Any], without: Collection[int] = ()) -> dict[str, Any]:
+    """What Accelerators know that could be saved, by address; `without`: ids of what does not count."""
     table: dict[str, Any] = {}
     for at, accelerator in accelerators.items():
         for name in _LISTS:
-            for number, value in enumerate(getattr(accelerator, name, ())):
+            counted = [value for value in getattr(accelerator, name, ()) if id(value) not in without]
+            for number, value in enumerate(counted):
                 table[f"accelerator {at} {name} {number}"] = value
         if getattr(accelerator, "scaler", None) is not None:
             table[f"accelerator {at} scaler"] = accelerator.scaler

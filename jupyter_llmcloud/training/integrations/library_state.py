@@ -23,6 +23,9 @@ _LIBRARIES = ("accelerate", "deepspeed", "lightning", "lightning_fabric", "pytor
 _NAMES = ("ACCELERATE_", "DEEPSPEED_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "PL_")
 _BETWEEN = ("os", "_collections_abc", "collections.abc", "contextlib")  # modules on the way from a writer to os.environ
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+# Real-time signals, half of all, mean nothing by themselves, and to look at each after every cell takes time.
+_REAL_TIME = range(signal.SIGRTMIN, signal.SIGRTMAX + 1) if hasattr(signal, "SIGRTMIN") else range(0)
+_SIGNALS = [number for number in signal.valid_signals() if number not in _REAL_TIME]
 
 
 class LibraryState:
@@ -37,7 +40,7 @@ class LibraryState:
         """Look at it from now on, and take it as it is as the state that each cell begins with."""
         self._environment.install()
         self._accumulation.install()
-        self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def take_back(self) -> None:
         """A cell has ended, in whatever way."""

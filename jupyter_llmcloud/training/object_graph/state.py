@@ -54,6 +54,7 @@ class ObjectState:
         self._first: dict[str, bytes] = {}  # fingerprints
         self._first_roots: dict[str, bytes] = {}
         self._early: set[str] = set()  # what there was when the training began
+        self._early_roots: set[str] = set()
         self._left = MAX_AT_ONCE
         self._changing: set[str] = set()  # regions that are known to change: they are not compared again
 
@@ -73,7 +74,7 @@ class ObjectState:
             if not entry.transient:
                 self.known.add(entry)
         if is_first:
-            self._early = set(self._first)
+            self._early, self._early_roots = set(self._first), set(self._first_roots)
 
     def _fingerprint(self, entry: Entry, covered: set[int]) -> bytes:
         if isinstance(entry.value, Region):
@@ -92,7 +93,7 @@ class ObjectState:
         wanted = graph.under(graph.roots)
         roots = {
             address: {"value": value, "changed": self._first_roots.get(address) != digest(value),
-                      "new": address not in self._first_roots}
+                      "new": address not in self._first_roots, "early": address in self._early_roots}
             for address, value in graph.roots.items()
         }  # fmt: skip
         return {"roots": roots, "nodes": {address: node for address, node in nodes.items() if address in wanted}}

@@ -42,7 +42,8 @@ def install() -> None:
 
 def draw_open_bars() -> None:
     """Draw the last steps of bars that nobody closes: a bar is drawn ten times a second at most."""
-    for bar in list(getattr(TextBar, "_instances", ())):
+    instances = getattr(TextBar, "_instances", ())
+    for bar in list(instances) if instances else ():
         if bar.n != bar.last_print_n and not bar.disable:
             with contextlib.suppress(Exception):  # what it writes to may be closed
                 bar.refresh()

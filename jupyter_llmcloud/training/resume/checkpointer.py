@@ -358,6 +358,10 @@ class Checkpointer:
         """A loader has delivered."""
         self._state.note_batch()
 
+    def prepared(self) -> list[Any]:
+        """Weak references to the cell's Accelerators and what they have prepared."""
+        return self._state.prepared()
+
     def begun_pass(self) -> None:
         """A pass over a loader begins."""
         self._state.note_begin()

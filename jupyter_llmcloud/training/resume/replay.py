@@ -10,7 +10,7 @@ Then everything saved is restored, and the next batch is the one that would have
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
@@ -49,6 +49,9 @@ class CellObserver(Protocol):
 
     def begun_pass(self) -> None:
         """A pass over a loader begins."""
+
+    def prepared(self) -> Sequence[weakref.ref[Any]]:
+        """The Accelerators of the cell, and what they have prepared; asked for once an iteration of every loop."""
 
     def went_on(self) -> None:
         """A pass that was under way beside the saved position is drawn from again."""
@@ -152,7 +155,7 @@ class ReplayCursor:
     def body_start(self, with_rng: bool) -> BodyStart:
         """How things are now."""
         rng = randomness.snapshot() if with_rng else None
-        return BodyStart(self.loops.begun, self.passes.begun, self.loaders.num_made, rng)
+        return BodyStart(self.loops.begun, self.passes.begun, self.loaders.num_made, rng, self._observer.prepared())
 
     def before_batch(self, iterator: TrackedIterator) -> None:
         """A loader is about to fetch a batch."""

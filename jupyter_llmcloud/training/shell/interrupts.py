@@ -58,7 +58,8 @@ class Interrupts:
 
     def catch(self) -> None:
         """Take the signal; an earlier cell may have set a handler of its own."""
-        signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGINT) != self._on_signal:
+            signal.signal(signal.SIGINT, self._on_signal)
         self._thread = threading.get_ident()
 
     def begin(self) -> None:

@@ -111,7 +111,8 @@ def _manages_processes(thread: threading.Thread) -> bool:
 
 def _flush_files() -> None:
     for found in gc.get_objects():
-        if isinstance(found, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+        # By its own type: a weak proxy, such as torch.compile leaves behind, asks an object that may be gone.
+        if issubclass(type(found), io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
             with contextlib.suppress(Exception):  # closed, detached, or its disk is full
                 found.flush()
 

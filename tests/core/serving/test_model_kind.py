@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, kind_of_adapter, kind_of_config
+from jupyter_llmcloud.core.serving.models.model_kind import (
+    GENERATOR,
+    kind_of_adapter,
+    kind_of_config,
+    why_not_instead,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +43,18 @@ def test_an_adapter_makes_another_kind_of_its_base() -> None:
     assert kind_of_adapter("SEQ_CLS", GENERATOR) == "classifier"
     assert kind_of_adapter("CAUSAL_LM", "embedder") == "generator"
     assert kind_of_adapter(None, GENERATOR) == "generator"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "can"),
+    [
+        ("generator", "generator", True),
+        ("classifier", "regressor", True),
+        ("module", "python", True),
+        ("generator", "classifier", False),
+        ("python", "generator", False),
+        ("embedder", "generator", False),
+    ],
+)
+def test_a_model_takes_over_from_one_that_is_asked_in_the_same_way(before: str, after: str, can: bool) -> None:
+    assert (why_not_instead("m", before, after, "other") == "") == can

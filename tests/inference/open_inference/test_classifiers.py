@@ -114,6 +114,8 @@ def test_a_text_that_is_too_long_fails_alone_unless_it_may_be_cut_off(classifier
         assert "has 52 tokens, and the model takes 32" in bad["error"] and fine["outputs"]["label"]
         cut = await replica.infer({"inputs": long, "parameters": {"truncation": True}})
         assert cut["outputs"]["label"]
+        huge = await replica.infer({"inputs": "good " * 100_000}, 400)  # of which only the beginning is read
+        assert "has at least" in huge["error"] and "the model takes 32" in huge["error"]
 
     serve(folder_spec(classifier), asks)
 

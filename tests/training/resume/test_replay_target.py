@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.resume.loops.tracking import BodyStart, TrackedLoop
+from jupyter_llmcloud.training.resume.loops.instrumentation import LOOP_FUNCTION, WHILE_FUNCTION
+from jupyter_llmcloud.training.resume.loops.tracking import BodyStart, Loops, TrackedLoop, install
 from jupyter_llmcloud.training.resume.replay_target import ReplayTarget
 
 
@@ -149,3 +152,11 @@ def test_the_code_is_there_when_its_loops_and_its_instructions_are() -> None:
     assert target.is_here(path, lambda: [("train", "7f 12")])
     assert not target.is_here(path, lambda: [("train", "7f 14")])
     assert not target.is_here([], lambda: [("train", "7f 12")])
+
+
+def test_what_tracks_loops_is_pickled_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (LOOP_FUNCTION, WHILE_FUNCTION):
+        monkeypatch.setattr(builtins, name, None, raising=False)  # and taken away afterwards
+    install(Cursor(), Loops())
+    for name in (LOOP_FUNCTION, WHILE_FUNCTION):
+        assert pickle.loads(pickle.dumps(getattr(builtins, name))) is getattr(builtins, name)

@@ -28,6 +28,7 @@ def fresh(node_agent: AgentProcess) -> Iterator[Ranks]:
 
 def step_of(outcome: Outcome) -> int:
     """The step from which a run was resumed, once."""
+    assert len(resumed(outcome)) == 1, notes(outcome)
     [note] = resumed(outcome)
     found = re.search(r"resumed from step (\d+)", note)
     assert found, notes(outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
@@ -32,3 +33,11 @@ def test_a_thread_is_waited_for() -> None:
     thread.start()
     end.come(True)
     assert told == [1]
+
+
+def test_a_weak_proxy_whose_object_is_gone_does_not_keep_a_script_from_ending() -> None:
+    end = ProgramEnd()
+    end.begin()
+    left_behind = weakref.proxy(threading.Event())  # as torch.compile leaves some
+    end.come(True)
+    assert type(left_behind) is weakref.ProxyType

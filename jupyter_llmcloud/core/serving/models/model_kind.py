@@ -125,3 +125,17 @@ def not_a_generator(name: str, kind: str, base: str = "/llmcloud") -> str:
         f"model {name!r} {says(kind)}, it generates no text. Ask it by the Open Inference Protocol: "
         f"POST {base}/v2/models/{name}/infer."
     )
+
+
+def why_not_instead(name: str, before: str, after: str, target: str) -> str:
+    """Why a model of kind `after` cannot take over from one of kind `before`, or a share of it; "" when it can."""
+    if _asked_by(before) == _asked_by(after):
+        return ""
+    return (
+        f"endpoint {name!r} {says(before)}, and {target} {says(after)}: whoever asks {name!r} would get errors. "
+        f"Serve it under a name of its own, or stop {name!r} first."
+    )
+
+
+def _asked_by(kind: str) -> str:
+    return kind if kind in (GENERATOR, EMBEDDER) else "the Open Inference Protocol"

@@ -15,6 +15,7 @@ from jupyter_llmcloud.inference.open_inference.classifiers.scores import Labels
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, TensorMetadata
 from jupyter_llmcloud.inference.open_inference.tensors import BYTES, InvalidInput, Tensor
+from jupyter_llmcloud.inference.openai.prompt_length import far_too_long
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,9 @@ class TextModel:
             ones = [1] * len(row.input_ids)
             return Encoded({"attention_mask": ones, **row.others, "input_ids": row.input_ids})
         given = (row.text,) if row.pair is None else (row.text, row.pair)
+        for text in () if row.truncates else given:  # rows of others wait for it
+            if (found := far_too_long(text, self._tokenizer, self._limit)) is not None:
+                return self._too_long(f"at least {found.num_tokens}")
         fast = bool(getattr(self._tokenizer, "is_fast", False))
         options: dict[str, Any] = {"truncation": True, "max_length": self._limit} if row.truncates else {}
         encoding = self._tokenizer(*given, return_offsets_mapping=fast, return_attention_mask=True, **options)
@@ -146,11 +150,14 @@ class TextModel:
         if not encoded.length:
             return InvalidInput("the text has no tokens: send one that is not empty")
         if encoded.length > self._limit:
-            return InvalidInput(
-                f"the text has {encoded.length} tokens, and the model takes {self._limit}: shorten it, or send "
-                '"parameters": {"truncation": true} to have its end cut off'
-            )
+            return self._too_long(str(encoded.length))
         return encoded
+
+    def _too_long(self, num_tokens: str) -> InvalidInput:
+        return InvalidInput(
+            f"the text has {num_tokens} tokens, and the model takes {self._limit}: shorten it, or send "
+            '"parameters": {"truncation": true} to have its end cut off'
+        )
 
     def _logits(self, rows: Sequence[Encoded]) -> list[Any]:
         """One array a row, without what was padded: [labels], or [tokens, labels]."""

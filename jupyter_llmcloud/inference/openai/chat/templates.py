@@ -18,6 +18,8 @@ from jupyter_llmcloud.inference.openai.chat.template_process import CPU_S, read_
 RENDER_S = 8.0  # on the clock; the budget of processor time ends a template sooner, unless the machine is busy
 START_S = 60.0
 MAX_PROCESSES = 4
+_NUM_PROBED = 40  # messages; none that is known shows the last few of a conversation only, or every other one
+_TURNS = ("user", "assistant")
 _MODULE = "jupyter_llmcloud.inference.openai.chat.template_process"
 
 
@@ -110,6 +112,7 @@ class Templates:
         self._places = threading.Semaphore(max_processes)
         self._idle: list[_Process] = []
         self._used: set[_Process] = set()
+        self._show_all: dict[str, bool] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -122,6 +125,18 @@ class Templates:
         """The text of a conversation; raises TemplateFault. Blocks, for a bounded time."""
         with self._places, self._process() as process:
             return process.render({"template": template, "variables": variables, "messages": list(messages)})
+
+    def shows_all(self, template: str, variables: dict[str, Any]) -> bool:
+        """Whether a template writes every message of a user and of the assistant, as far as a small trial tells."""
+        if template not in self._show_all:
+            said = [f"said-{number}-" for number in range(_NUM_PROBED)]
+            rows = [{"role": _TURNS[number % 2], "content": text} for number, text in enumerate(said)]
+            try:
+                text = self.render(template, variables, rows)
+            except TemplateFailed:
+                return False
+            self._show_all[template] = all(one in text for one in said)
+        return self._show_all[template]
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[_Process]:

@@ -15,6 +15,7 @@ from jupyter_llmcloud.inference.openai.answers import Told
 from jupyter_llmcloud.inference.openai.asking import ask_messages
 from jupyter_llmcloud.inference.openai.chat.offered import Reading
 from jupyter_llmcloud.inference.openai.completion import GenerationRequest
+from jupyter_llmcloud.inference.openai.prompts import check_number
 from jupyter_llmcloud.inference.openai.responses import Answer, Envelope
 from jupyter_llmcloud.inference.openai.responses_api.answer import ResponseAnswer
 from jupyter_llmcloud.inference.openai.responses_api.conversation import (
@@ -118,6 +119,8 @@ def _ask(
     model: ServedModel, request: ResponseRequest, store: ResponseStore, owner: str, replica: str
 ) -> GenerationRequest:
     earlier = store.get(request.previous_response_id, owner) if request.previous_response_id else []
+    if request.truncation != "auto":  # which takes what fits of it
+        check_number([*earlier, *input_items(request)], model.loaded, model.templates)
     chat = as_chat(request, earlier)
 
     def keep(response_id: str, output: list[dict[str, Any]], response: bytes) -> None:

@@ -52,8 +52,7 @@ class Constraints:
             message = f"{param} has {len(grammar)} characters: at most {MAX_GRAMMAR} are possible."
             raise ApiError(400, message, param=param, code="invalid_value")
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            reason = str(matcher.get_error()).strip().partition("\n")[0]
+        if reason := _why_not(matcher):
             raise ApiError(400, f"{param} cannot be enforced: {reason}", param=param, code="invalid_grammar")
         ends = _mask(self._loaded.eos, self._loaded.num_vocabulary)
 
@@ -64,6 +63,18 @@ class Constraints:
             return AfterReasoning(constraint, self._vocabulary, self._loaded.num_vocabulary, ends, reasoning_end)
 
         return make
+
+
+def _why_not(matcher: Any) -> str:
+    """Why no answer can follow a grammar; "" when one can begin. Some grammars say so only when they are asked."""
+    if not matcher.is_error():
+        first = matcher.deep_copy()
+        first.compute_bitmask()
+        if not first.is_error():
+            return ""
+        matcher = first
+    reason = str(matcher.get_error()).strip().partition("\n")[0]
+    return "no text follows it" if reason == "NoExtensionBias" else reason
 
 
 class _Tokens:

@@ -76,6 +76,19 @@ class Function(Kind):
             value.__kwdefaults__ = children[-1]
 
 
+class Compiled(Kind):
+    """A function that torch.compile has wrapped: the function. What it was compiled to is made again."""
+
+    name = "compiled"
+    made = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [], [("<function>", value._torchdynamo_orig_callable)]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        """Its function is filled by itself."""
+
+
 class ClosureCell(Kind):
     """What two functions share of a variable of the function round them."""
 
@@ -83,7 +96,8 @@ class ClosureCell(Kind):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         try:
-            return [True], [("", value.cell_contents)]
+            # A path of its own: what is found again by its path would be taken for the cell.
+            return [True], [("<contents>", value.cell_contents)]
         except ValueError:
             return [False], []
 

@@ -48,9 +48,9 @@ _OBJECT = instances.Object()
 _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
 _STATEFUL, STATEFUL_FOLLOWED, WRAPPER = reduced.Stateful(), reduced.SavedElsewhere(), reduced.Wrapper()
 _DICT = containers.Dict()
-_FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
+_FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache(), code.Compiled()
 _ARROW = arrow.ArrowArray()
-_SCALAR, _MODULE = values.Scalar(), instances.Module()
+_SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
 TRAINED_TENSOR, _HOOKS, _EVENT = beside_python.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
@@ -70,6 +70,8 @@ _PACKAGES = (
     "lightning", "lightning_fabric", "pytorch_lightning",
     "concurrent", "asyncio", "multiprocessing", "socket", "ssl", "ctypes", "traitlets", "importlib", "abc",
 )  # fmt: skip
+# Of these, those that count steps: when they exchange next depends on it.
+_COUNTS = ("accelerate.local_sgd", "torch.distributed.algorithms.model_averaging")
 _FIXED_TYPES: tuple[type, ...] = (
     threading.Thread, threading.Condition, threading.Semaphore, subprocess.Popen, logging.Logger,
     Trainer, types.TracebackType, types.FrameType,
@@ -135,8 +137,9 @@ BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
-        STATEFUL_FOLLOWED, WRAPPER, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT,
-        _FUNCTION, _CLASS, _CACHE, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
+        STATEFUL_FOLLOWED, WRAPPER, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT, _COUNTING,
+        _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE,
+        _RESTATED, _ARROW, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
@@ -157,6 +160,8 @@ def _kind_by_base(value: Any) -> Kind:
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
     if isinstance(value, types.FunctionType):
+        if "_torchdynamo_orig_callable" in vars(value):
+            return _COMPILED
         return _FUNCTION if is_own(value) else _NAMED
     if isinstance(value, type):
         return _CLASS if is_own(value) else _NAMED
@@ -188,6 +193,8 @@ def _kind_by_base(value: Any) -> Kind:
         return _ARROW
     if isinstance(value, collections.UserDict):  # also a batch of a tokenizer, which a loop may keep
         return _OBJECT
+    if _is_of(type(value), _COUNTS):
+        return _COUNTING
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)

@@ -39,6 +39,20 @@ class Object(Kind):
         set_attributes(value, head, children)
 
 
+class Counting(Untouched):
+    """An object of a library that counts what it is told, and comes back with the cell: its plain attributes."""
+
+    name = "counting"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        found = [(name, item) for name, item in visible(value) if type(item) in SIMPLE]
+        return [name for name, _ in found], [(f".{name}", item) for name, item in found]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        for name, item in zip(head, children, strict=True):
+            setattr(value, name, item)
+
+
 class Module(Kind):
     """A module of torch: its tensors and modules, and the attributes that its class has added.
 
@@ -50,7 +64,9 @@ class Module(Kind):
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         own = vars(value)
         wraps = name_of(type(value)).startswith(_WRAPPERS)
-        plain = [] if wraps else [(name, item) for name, item in own.items() if not _is_of_module(name)]
+        plain = [
+            (name, item) for name, item in own.items() if (name in _OF_WRAPPERS if wraps else not _is_of_module(name))
+        ]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
         children += [] if wraps else hooks_of(value)
@@ -80,6 +96,8 @@ class Module(Kind):
 
 _PARTS = ("_parameters", "_buffers", "_modules")
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
+# Whether ranks have the buffers of the first one at the next forward, which depends on how the last one was made.
+_OF_WRAPPERS = ("require_forward_param_sync",)
 _OF_MODULES = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", "_original_forward", "forward"}
 
 

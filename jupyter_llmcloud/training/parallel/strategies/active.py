@@ -79,7 +79,8 @@ class ActivePlan:
         plan = parse_plan(cell.plan or "ddp")
         self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
         self._former = {name: os.environ.get(name) for name in cell.environment}
-        os.environ.update(cell.environment)
+        if cell.environment:
+            os.environ.update(cell.environment)
         if plan.kind != "ddp":
             self._begin_strategy(plan, rank, world_size, device).begin(f"{cell.run_id}/{cell.attempt}")
         data_rank = self.strategy.data_rank if self.strategy is not None else (rank, world_size)

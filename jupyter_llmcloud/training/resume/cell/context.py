@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,18 +36,23 @@ class CellContext:
         self._trainings = trainings
         self._loaders = loaders
         self.optimizers = SteppedOptimizers()
+        self._run_id, self._before = "", set[str]()
         self.clear()
 
     def clear(self) -> None:
         """A new cell."""
         self.optimizers.clear()
         self._accelerators_made: list[weakref.ref[Any]] = []
+        self._known: list[weakref.ref[Any]] = []  # of earlier cells
         self._namespace: dict[str, Any] = {}
         self._given: set[str] = set()
 
-    def begin(self, namespace: dict[str, Any], given: set[str]) -> None:
+    def begin(self, run_id: str, namespace: dict[str, Any], given: set[str]) -> None:
         """A cell begins; `given` are names that every namespace starts with."""
         self._namespace, self._given = namespace, given
+        if run_id != self._run_id:  # executed again, it finds there what it has left itself
+            self._run_id, self._before = run_id, set(namespace)
+        self._known = [weakref.ref(value) for value in namespace.values() if _is_accelerator(value)]
 
     def write_serving_files(self, names: list[str], run: Path) -> None:
         """Write beside the checkpoints what is needed to serve them."""
@@ -89,6 +95,7 @@ class CellContext:
         return Scope(
             frames=frames,
             given=self._given,
+            before=self._before,
             attributes=trainings.attributes(),
             always=trainings.always(),
             sources=[loop.source for loop in self._loops.nest()],
@@ -98,7 +105,7 @@ class CellContext:
 
     def with_state(self, graph: Graph) -> dict[str, Any]:
         """What has a state of its own, by address."""
-        table = stateful_objects.of_accelerators(self.accelerators())
+        table = stateful_objects.of_accelerators(self.accelerators(), self._loops.not_made_again())
         table |= self._trainings.addresses()
         for path, value in graph.paths.items():
             if not callable(getattr(type(value), "state_dict", None)) or isinstance(value, type):
@@ -126,13 +133,18 @@ class CellContext:
     def accelerators(self) -> dict[str, Any]:
         """The Accelerators of the cell by name: those it has made, else those of earlier cells that it trains with."""
         trainers = {id(item) for item in self._trainings.accelerators()}
-        made = [item for ref in self._accelerators_made if (item := ref()) is not None and id(item) not in trainers]
+        left_out = trainers | self._loops.not_made_again()
+        made = [item for ref in self._accelerators_made if (item := ref()) is not None and id(item) not in left_out]
         if made:
             return {str(number): item for number, item in enumerate(made)}
-        from accelerate import Accelerator
-
-        known = {name: value for name, value in self._namespace.items() if isinstance(value, Accelerator)}
+        known = {name: value for name, value in self._namespace.items() if _is_accelerator(value)}
         return {name: value for name, value in known.items() if self._trains_with(value)}
+
+    def prepared(self) -> list[weakref.ref[Any]]:
+        """The Accelerators that the cell may train with, and what they have prepared."""
+        refs = [*self._known, *self._accelerators_made]
+        owners = [item for ref in refs if (item := ref()) is not None]
+        return refs + [ref for owner in owners for ref in stateful_objects.prepared_by(owner)]
 
     def _trains_with(self, accelerator: Any) -> bool:
         return any(getattr(item, "optimizer", item) in self.optimizers for item in accelerator._optimizers)
@@ -141,3 +153,8 @@ class CellContext:
         """Those of the saved cell as far as they are there."""
         made = self.accelerators()
         return {name: item for name in names if (item := made.get(name) or self._namespace.get(name)) is not None}
+
+
+def _is_accelerator(value: Any) -> bool:
+    accelerate = sys.modules.get("accelerate")
+    return accelerate is not None and isinstance(value, accelerate.Accelerator)

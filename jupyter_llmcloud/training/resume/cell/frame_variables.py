@@ -80,11 +80,17 @@ def trainer_runs() -> bool:
 
 # What IPython keeps of earlier cells; dunder names, and ours; .0
 _SHELL_NAME = re.compile(r"_+|_i+|_[iod]h|_i?\d+|__.*__|__llmcloud.*|\..*")
+_COMPILERS_NAME = re.compile(r"__(compiled_fn|resume_at|import|builtins_dict_)_.*")
 
 
 def is_users(name: str) -> bool:
     """Whether a variable of this name is the user's, not the shell's."""
-    return _SHELL_NAME.fullmatch(name) is None
+    return _SHELL_NAME.fullmatch(name) is None and not is_compilers(name)
+
+
+def is_compilers(name: str) -> bool:
+    """Whether torch.compile has put it among the globals of a function that it has compiled."""
+    return _COMPILERS_NAME.fullmatch(name) is not None
 
 
 def bind(frame: FrameType, values: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ class Scope:
     Attributes:
         frames: of the user's code that runs, outermost first.
         given: names that every namespace starts with.
+        before: names that other cells had given to the namespace when this one began.
         attributes: objects of a library whose attributes are looked at like variables, by address.
         always: addresses of attributes that are put back whether they have changed or not.
         sources: what the running loops draw from.
@@ -50,6 +51,7 @@ class Scope:
 
     frames: list[FrameType]
     given: set[str]
+    before: set[str] = field(default_factory=set)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     always: Iterable[str] = ()
     sources: Iterable[Any] = ()
@@ -151,7 +153,9 @@ class CellObjects:
         """How what is new is now."""
         self._state.remember(graph, covered)
 
-    def take(self, graph: Graph, covered: set[int], trained: set[int], copy: CopyBytes, limit: int) -> dict[str, Any]:
+    def take(
+        self, scope: Scope, graph: Graph, covered: set[int], trained: set[int], copy: CopyBytes, limit: int
+    ) -> dict[str, Any]:
         """What has changed, in loadable values. Raises NotPlain for what cannot be saved.
 
         `covered`: where memory begins that is saved with its module or optimizer; `trained`: ids of tensors whose
@@ -159,6 +163,9 @@ class CellObjects:
         """
         graph.add_gradients(trained)
         saved = self._state.take(graph, covered, copy, limit)
+        for address, root in saved["roots"].items():
+            where, _, name = address.partition(" ")
+            root["before"] = not where.isdigit() or (where == "0" and name in scope.before)
         names = [node["head"][0] for node in saved["nodes"].values() if node["kind"] == iterators.DELIVERING.name]
         if twice := {name for name in names if names.count(name) > 1}:
             raise NotPlain(
@@ -186,7 +193,7 @@ class CellObjects:
         restorer = Restorer(saved["nodes"], graph, everything, in_use)
         always = set(scope.always)
         roots = saved["roots"]
-        wanted = [at for at in roots if everything or _is_wanted(at, roots[at], graph, always)]
+        wanted = [at for at in roots if everything or _is_wanted(at, roots[at], graph, always, is_restart)]
         lacking = {at for at in wanted if _is_of_others(at, saved, graph)}  # on a rank that is new
         wanted = [at for at in wanted if at not in lacking]
         values = {address: restorer.value(saved["roots"][address]["value"]) for address in wanted}
@@ -217,7 +224,9 @@ def _of_modules() -> list[tuple[str, Any, str]]:
         (f"{_MODULE}{module} {name}", value, MUST)
         for module, found in own_modules()
         for name, value in list(vars(found).items())
-        if not (name.startswith("__") and name.endswith("__")) and not isinstance(value, ModuleType)
+        if not (name.startswith("__") and name.endswith("__"))
+        and not isinstance(value, ModuleType)
+        and not frame_variables.is_compilers(name)
     ]
 
 
@@ -233,9 +242,10 @@ def _is_the_users(value: Any) -> bool:
     return isinstance(value, _CONTAINERS) or type(value) in SIMPLE or is_own_module(str(type(value).__module__))
 
 
-def _is_wanted(address: str, root: dict[str, Any], graph: Graph, always: set[str]) -> bool:
+def _is_wanted(address: str, root: dict[str, Any], graph: Graph, always: set[str], is_restart: bool) -> bool:
     """Whether a variable is put back in a cell that may have been edited, or into another number of ranks."""
-    if address in always:
+    came_later = not (root.get("before", True) if is_restart else root.get("early", True))
+    if address in always or (came_later and address not in graph.roots and address[0].isdigit()):
         return True
     if root["new"] and not address[0].isdigit():
         return False  # the training may have added the attribute, or just the rank that saved it
@@ -243,9 +253,12 @@ def _is_wanted(address: str, root: dict[str, Any], graph: Graph, always: set[str
 
 
 def _is_of_others(address: str, saved: dict[str, Any], graph: Graph) -> bool:
-    """Whether a variable of other cells, which the training has not touched, is not there in a new process."""
+    """Whether a variable of other cells, which the training has not touched, is not there in a new process.
+
+    One that this cell has given its value is missing since it came in an iteration that is not run again.
+    """
     root = saved["roots"][address]
-    if address in graph.roots or root["changed"]:
+    if address in graph.roots or root["changed"] or not root.get("before", True):
         return False
     if type(root["value"]) is not list:
         return address.startswith(_MODULE)

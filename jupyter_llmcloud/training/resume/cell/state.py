@@ -51,7 +51,7 @@ class CellState:
     def begin(self, cell: Execute, namespace: dict[str, Any], given: set[str]) -> None:
         """The cell begins; `given` are names that every namespace starts with."""
         self.cell = cell
-        self._context.begin(namespace, given)
+        self._context.begin(cell.run_id, namespace, given)
 
     def begin_following(self, saved: dict[str, Any] | None) -> None:
         """The cell is followed. One that is executed again draws the same random numbers from its start."""
@@ -79,6 +79,10 @@ class CellState:
     def note_accelerator(self, accelerator: Any) -> None:
         """An Accelerator was made."""
         self._context.note_accelerator(accelerator)
+
+    def prepared(self) -> list[Any]:
+        """Weak references to the cell's Accelerators and what they have prepared."""
+        return self._context.prepared()
 
     def note_begin(self) -> None:
         """A pass over data begins, or a first step: what is new is remembered as it is now."""
@@ -137,7 +141,7 @@ class CellState:
         context, frames = self._context, self._context.frames()
         context.refuse_what_is_not_followed(frames, position)
         alone = len(self.cell.ranks) == 1
-        _, graph, table = self._look(frames)
+        scope, graph, table = self._look(frames)
         found = stateful_objects.find(table, context.optimizers_in(table), self.objects, alone)
         graph.leave(
             [inner for item in found if not item.is_module for inner in stateful_objects.layers(item.value)], FOLLOWED
@@ -153,11 +157,14 @@ class CellState:
             "rng": rng.loadable(rng.snapshot()),
             "rng_at_begin": rng.loadable(self._rng_at_begin),
             "frames": frame_variables.names_of(frames),
-            "graph": self._cell_objects.take(graph, covered, trained, stager.copy, limit),
+            "graph": self._cell_objects.take(scope, graph, covered, trained, stager.copy, limit),
             "steps": num_steps,
             "world_size": len(self.cell.ranks),
             "accelerators": {
-                name: (item.step, item.gradient_state.sync_gradients, item.project_configuration.iteration)
+                name: (
+                    *(item.step, item.gradient_state.sync_gradients, item.project_configuration.iteration),
+                    item.gradient_accumulation_steps,
+                )
                 for name, item in context.accelerators().items()
             },
             "gradients": stateful_objects.gradients(
@@ -220,10 +227,11 @@ class CellState:
         kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
         self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
-            accelerator.step, sync_gradients, *iteration = saved["accelerators"][name]
+            accelerator.step, sync_gradients, *settings = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
-            if iteration and self.cell.attempt:
-                accelerator.project_configuration.iteration = iteration[0]
+            if settings and self.cell.attempt:
+                accelerator.project_configuration.iteration = settings[0]
+                accelerator.gradient_accumulation_steps = settings[1]  # by a schedule of the cell
                 stateful_objects.set_own_folders_aside(accelerator)
         if saved["is_new"]:
             rng.restore_for_new_rank(saved["rng"], self.rank)

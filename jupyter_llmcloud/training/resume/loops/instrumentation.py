@@ -22,6 +22,7 @@ from jupyter_llmcloud.training.resume.user_code import is_own_module
 LOOP_FUNCTION = "__llmcloud_loop__"
 WHILE_FUNCTION = "__llmcloud_while__"
 _NUMBER = "llmcloud_number"
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # fields of a statement that hold others
 
 
 class NumberLoops(ast.NodeTransformer):
@@ -34,7 +35,16 @@ class NumberLoops(ast.NodeTransformer):
 
 
 def _loops_in(tree: ast.AST) -> list[ast.For | ast.While]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)]  # which does not recurse
+    """Those of a tree, also in functions and classes of it. Expressions, which hold none, are not looked into."""
+    found: list[ast.For | ast.While] = []
+    within = [tree]
+    for node in within:  # which grows on the way, so that deep code needs no deep stack
+        if isinstance(node, ast.For | ast.While):
+            found.append(node)
+        for block in _BLOCKS:
+            if isinstance(nodes := getattr(node, block, None), list):
+                within += nodes
+    return found
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import builtins
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -32,12 +32,14 @@ class BodyStart(NamedTuple):
         passes: how many passes over each loader had begun.
         num_loaders: loaders made in the cell.
         rng: the random numbers; None in loops that iterate fast, which a snapshot would slow down.
+        prepared: Accelerators of the cell, and what they have prepared.
     """
 
     loops: Mapping[Number, int]
     passes: Mapping[str, int]
     num_loaders: int
     rng: dict[str, Any] | None
+    prepared: Sequence[weakref.ref[Any]] = ()
 
 
 class LoopCursor(Protocol):
@@ -85,16 +87,16 @@ class TrackedLoop(_RunningLoop):
 
     Attributes:
         fetches_data: its items come from a loader that is followed.
-        passes_at_begin: how many passes over each loader had begun when it began.
+        at_begin: how things were when it began.
         body: how things were when its present iteration began.
     """
 
-    __slots__ = ("_iterated_at", "_source", "body", "fetches_data", "passes_at_begin")
+    __slots__ = ("_iterated_at", "_source", "at_begin", "body", "fetches_data")
 
     def __init__(self, source: Iterable[Any], number: Number, began: int, frame: int, cursor: LoopCursor) -> None:
         super().__init__(number, began, frame, cursor)
         self.fetches_data = False
-        self.passes_at_begin = cursor.body_start(False).passes
+        self.at_begin = cursor.body_start(False)
         self._source = iter(source)
         self.body = cursor.body_start(False)
         self._iterated_at = 0.0
@@ -215,6 +217,14 @@ class Loops:
         """The innermost `while` loop with whose body a step of the training ends."""
         return next((loop for loop in reversed(self.whiles()) if loop.in_body and loop.saw_backward), None)
 
+    def not_made_again(self) -> set[int]:
+        """Ids of what the finished iterations of the running loops have prepared: on the way back they are skipped."""
+        found: set[int] = set()
+        for loop in self.nest():
+            before = {id(ref()) for ref in loop.at_begin.prepared}
+            found |= {id(item) for ref in loop.body.prepared if (item := ref()) is not None and id(item) not in before}
+        return found
+
     def path(self, last: TrackedLoop | TrackedWhile | None) -> list[dict[str, Any]]:
         """Where the cell is, in plain values: the loops that run round `last`, and it."""
         path: list[dict[str, Any]] = []
@@ -225,7 +235,7 @@ class Loops:
                     "loop": loop.number,
                     "ordinal": loop.began - before.get(loop.number, 0),
                     "delivered": loop.delivered,
-                    "loaders": loop.passes_at_begin if loop is last else loop.body.passes,
+                    "loaders": loop.at_begin.passes if loop is last else loop.body.passes,
                     "num_loaders": loop.body.num_loaders,
                     "rng": None if loop is last else loop.body.rng,
                 }
@@ -271,8 +281,14 @@ def install(cursor: LoopCursor, loops: Loops) -> None:
         loops.push_while(tracked)
         return tracked
 
-    setattr(builtins, LOOP_FUNCTION, loop)
-    setattr(builtins, WHILE_FUNCTION, begin_while)
+    _add_builtin(LOOP_FUNCTION, loop)
+    _add_builtin(WHILE_FUNCTION, begin_while)
+
+
+def _add_builtin(name: str, function: Callable[..., Any]) -> None:
+    """Let all code find it, and pickles by its name: dill, with which datasets compares functions, would look in."""
+    function.__module__, function.__qualname__, function.__name__ = "builtins", name, name
+    setattr(builtins, name, function)
 
 
 def _name(frame: FrameType, number: int, filename: str) -> Number:
