@@ -289,8 +289,15 @@ class SweepDriver:
         self._on_gang[number] = start.gang
         watch = TrialWatch(self._metric, lambda values: self._ask(self._study.report, number, values), gang.stop)
         row = self._begin(start, gang)
+        not_begun: LLMCloudError | None = None
         try:
-            cell = self._cell(start, gang, row.run_id, await self._begin_in_study(row))
+            turn = await self._begin_in_study(row)
+        except LLMCloudError as error:
+            turn, not_begun = {}, error
+        try:
+            if not_begun is not None:
+                raise not_begun
+            cell = self._cell(start, gang, row.run_id, turn)
             ended = await gang.run(cell, watch.on_values)
             await watch.settled()
             kind, reason = await self._judge(number, ended, watch)
@@ -303,7 +310,7 @@ class SweepDriver:
             is_last = not self._is_to_do(number, kind) and (kind != "lost" or start.attempt > 0)
             await self._end(row, kind, reason, watch, is_last)
         except Exception as error:  # of the study or a disk, without which nothing can go on
-            self._break(error)
+            self._break(not_begun or error)
         if self._study.is_exhausted:
             self._events.put_nowait(Exhausted())
         self._events.put_nowait(TrialEnded(number, kind, reason))
