@@ -71,6 +71,9 @@ class SweepWork:
         return RunSpec(name=name, fresh=True, **given)
 
 
+WRITE_AGAIN_S = 1.0
+
+
 class SweepBoard:
     """The record of a sweep: changed by whoever drives it, waited for by those who look."""
 
@@ -79,15 +82,27 @@ class SweepBoard:
         self.record = record
         self.version = 1
         self._changed = asyncio.Event()
+        self._due: asyncio.TimerHandle | None = None  # to write what could not be written
 
     def change(self, **values: Any) -> None:
         """Have other values in the record, from now on."""
         for name, value in values.items():
             setattr(self.record, name, value)
         self.version += 1
-        self.folder.write(self.record)
+        if self._due is not None:
+            self._due.cancel()
+        self._write()
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _write(self) -> None:
+        """Write the record; what a full disk does not take, once there is room again."""
+        self._due = None
+        try:
+            self.folder.write(self.record)
+        except OSError:
+            if self.folder.path.is_dir():
+                self._due = asyncio.get_running_loop().call_later(WRITE_AGAIN_S, self._write)
 
     async def wait(self, seen: int, wait_s: float) -> None:
         """Return when the record is not of the version `seen` any more, or after a while."""
@@ -274,8 +289,15 @@ class SweepDriver:
         self._on_gang[number] = start.gang
         watch = TrialWatch(self._metric, lambda values: self._ask(self._study.report, number, values), gang.stop)
         row = self._begin(start, gang)
+        not_begun: LLMCloudError | None = None
         try:
-            cell = self._cell(start, gang, row.run_id, await self._begin_in_study(row))
+            turn = await self._begin_in_study(row)
+        except LLMCloudError as error:
+            turn, not_begun = {}, error
+        try:
+            if not_begun is not None:
+                raise not_begun
+            cell = self._cell(start, gang, row.run_id, turn)
             ended = await gang.run(cell, watch.on_values)
             await watch.settled()
             kind, reason = await self._judge(number, ended, watch)
@@ -287,8 +309,8 @@ class SweepDriver:
         try:
             is_last = not self._is_to_do(number, kind) and (kind != "lost" or start.attempt > 0)
             await self._end(row, kind, reason, watch, is_last)
-        except LLMCloudError as error:  # of the study, without which nothing can go on
-            self._break(error)
+        except Exception as error:  # of the study or a disk, without which nothing can go on
+            self._break(not_begun or error)
         if self._study.is_exhausted:
             self._events.put_nowait(Exhausted())
         self._events.put_nowait(TrialEnded(number, kind, reason))

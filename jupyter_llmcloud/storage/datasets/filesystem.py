@@ -83,6 +83,12 @@ def translated(url: str) -> Iterator[None]:
         ) from None
     except (IsADirectoryError, NotADirectoryError, OSError) as error:
         raise UsageError(f"{url!r} cannot be reached: {_reason(error)}.") from None
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UsageError(
+            f"{url!r} cannot be reached: its storage does not know an option of storage_options: {_reason(error)}."
+        ) from None
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "google", "azure", "gcsfs")):
             raise

@@ -90,6 +90,9 @@ def _explained(place: str) -> Iterator[None]:
         raise UsageError(f"the storage {where} {kind}: {type(error).__name__}: {words:.300}") from None
 
 
+LONGEST_TORN = 1 << 20
+
+
 def open_storage(place: str) -> Any:
     """Optuna's storage at a URL or a path. Raises UsageError."""
     library = optuna()
@@ -110,12 +113,36 @@ def open_storage(place: str) -> Any:
 
 
 def _journal(library: Any, place: str) -> Any:
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    class WholeLines(JournalFileBackend):
+        """Takes away what a full disk has left of a line: with the next one behind it nobody could read on."""
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            lock.acquire()
+            try:
+                _cut_torn_line(Path(place))
+            finally:
+                lock.release()
+            super().append_logs(logs)
 
     folder = Path(place).parent
     if not folder.is_dir():
         raise UsageError(f"--storage {place}: there is no folder {folder}.")
-    return library.storages.JournalStorage(JournalFileBackend(place))
+    lock = JournalFileSymlinkLock(place)
+    return library.storages.JournalStorage(WholeLines(place, lock))
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        if not size:
+            return
+        file.seek(max(0, size - LONGEST_TORN))
+        tail = file.read()
+        end = size - len(tail) + tail.rfind(b"\n") + 1
+        if end < size:
+            file.truncate(end)
 
 
 def check_sampler(name: str) -> None:

@@ -284,6 +284,16 @@ def test_a_key_that_s3_refuses_is_said_before_anything_is_done(s3: dict[str, Any
         ask_moto(check_keys, b"1000000")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"kee": "a"}, {"client_kwargs": {"endpoint": "http://127.0.0.1:9"}}], ids=["s3fs", "client"]
+)
+def test_an_option_that_s3_does_not_know_is_said(wrong: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("s3fs")
+    for source in ("s3://bucket/in/a.txt", "s3://bucket/in/*.txt"):
+        with pytest.raises(UsageError, match=r"does not know an option of storage_options: .*unexpected keyword"):
+            planning.plan(recipe(str(tmp_path / "out"), storage=wrong), [source], 1500)
+
+
 def test_a_recipe_does_not_show_its_secrets() -> None:
     made = Recipe("text", "out", own=pickle.dumps("hidden"), storage={"secret": "hidden"})
     assert "hidden" not in repr(made)

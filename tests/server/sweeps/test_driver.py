@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
 from jupyter_llmcloud.server.sweeps import driver as drivers
 from jupyter_llmcloud.server.sweeps.driver import SweepBoard, SweepDriver, SweepWork
 from jupyter_llmcloud.server.sweeps.gang import ClusterDoors
-from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, make_sampler, optuna
+from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, make_sampler, open_storage, optuna
 from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore
 from jupyter_llmcloud.storage.search.turns import RESTORED, SAVED
 
 pytest.importorskip("optuna")
+from optuna.storages.journal import JournalFileBackend
+
 CODE = {"source": "1", "code": "1", "filename": "<c>", "line_offset": 0, "execution_count": 1, "folder": ""}
 PUSHED = {"width": "4"}
 Logged = list[dict[str, float]]
@@ -426,3 +429,51 @@ def test_a_storage_that_is_locked_or_of_no_use_says_so_without_its_password(
         with pytest.raises(UsageError, match="is locked by another process"):
             SweepStudy.create(StudyPlan(place, "second", metric="loss"))
     assert study.without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+
+
+async def test_a_disk_that_fills_up_ends_the_sweep_with_a_word_and_it_goes_on_when_there_is_room(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full: list[bool] = []
+    sweep = PlayedSweep(root, parabola, monkeypatch)
+    write, append = type(sweep.folder).write, JournalFileBackend.append_logs
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_record(folder: Any, record: SweepRecord) -> None:
+        refused() if full else write(folder, record)
+
+    def append_logs(backend: Any, logs: list[dict[str, Any]]) -> None:
+        if full:
+            with sweep.folder.journal.open("ab") as file:
+                file.write(b'{"op_co')
+            refused()
+        append(backend, logs)
+
+    async def fills_up(gang: PlayedGang, number: int, trial: Any) -> str:
+        state = await parabola(gang, number, trial)
+        full.extend([True] * (number == 2))
+        return state
+
+    monkeypatch.setattr(type(sweep.folder), "write", write_record)
+    monkeypatch.setattr(JournalFileBackend, "append_logs", append_logs)
+    monkeypatch.setattr(drivers, "WRITE_AGAIN_S", 0.01)
+    filled = PlayedSweep(root, fills_up, monkeypatch)
+    filled.folder.journal.unlink(missing_ok=True)
+    driver = filled.driver()
+    await asyncio.wait_for(driver.run(), 30)
+    assert driver.board.record.state == "failed" and "No space left" in driver.board.record.reason
+    full.clear()
+    async with asyncio.timeout(10):
+        while (record := filled.folder.read()).state != "failed":
+            await asyncio.sleep(0.01)
+    again = PlayedSweep(root, parabola, monkeypatch)
+    resumed = again.driver(record, resumes=True)
+    await asyncio.wait_for(resumed.run(), 30)
+    assert (resumed.board.record.state, len(resumed.board.record.trials)) == ("finished", 6)
+    assert [trial.state.name for trial in again_study(again).trials] == ["COMPLETE"] * 6
+
+
+def again_study(sweep: PlayedSweep) -> Any:
+    return optuna().load_study(study_name="tuned", storage=open_storage(str(sweep.folder.journal)))
