@@ -43,6 +43,30 @@ while turn < 40:
     + END
 )
 
+# A rate is looked for by steps that are taken back, and the gradient of the last one is added to that of the first step.
+PROBED = (
+    BEGIN
+    + """
+def find_rate():
+    inner = accelerator.unwrap_model(model)
+    start = {name: value.clone() for name, value in inner.state_dict().items()}
+    probe = torch.optim.SGD(inner.parameters(), lr=1e-3)
+    for at, (_, x, y) in zip(range(3), loader):
+        probe.zero_grad()
+        nn.functional.mse_loss(inner(x), y).backward()
+        probe.step()
+    inner.load_state_dict(start)
+
+find_rate()
+for epoch in range(4):
+    for batch in loader:
+        turn += 1
+        train(batch)
+        perhaps_die(turn)
+"""
+    + END
+)
+
 FOR_NEXT = (
     BEGIN
     + """
@@ -636,6 +660,7 @@ MORE_CELLS = {
     "kept gradients": DECAYED_GRADIENTS.replace("p.grad.mul_(0.7)", "pass"),
     "while next": WHILE_NEXT,
     "for next": FOR_NEXT,
+    "probed": PROBED,
     "counted": COUNTED,
     "break": BREAK,
     "skipped": SKIPPED,

@@ -269,7 +269,11 @@ def gradients(found: list[StatefulObject], copy: CopyTensor) -> dict[str, list[A
 
 
 def put_gradients(saved: dict[str, list[Any]], table: dict[str, Any]) -> None:
-    """Put gradients back."""
+    """Put gradients back. What has none then has none: replay may have left gradients of steps that are taken back."""
+    for value in table.values():
+        tensors = value.parameters() if _is_module(value) else parameters_of(value) if _is_optimizer(value) else ()
+        for parameter in tensors:
+            parameter.grad = None
     for address, values in saved.items():
         parameters = parameters_of(table[address])
         for parameter, value in zip(parameters, decode(values), strict=True):

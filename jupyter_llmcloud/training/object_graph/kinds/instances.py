@@ -112,9 +112,10 @@ def _is_outdated_view(value: Any) -> bool:
     if not isinstance(value, torch.Tensor):
         return False
     try:
-        return value.is_leaf is None
+        _ = value.is_leaf
     except RuntimeError:  # its base has changed: it cannot be asked, nor used
         return True
+    return False
 
 
 def has_plain_layout(cls: type) -> bool:
