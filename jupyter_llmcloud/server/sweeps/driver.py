@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 REPORTED = "reported value"  # as in training.search.trials
 LOSSES = ("RankLost", "RankKilled", "RankOutOfMemory", "RankExited", "WorldError")  # of ranks, not of a cell
 GANG_RETRY_S = 1.0
+WRITE_AGAIN_S = 1.0  # a record that a full disk has not taken
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,6 @@ class SweepWork:
         kept = {"precision", "plan", "save", "seed", "nproc"}
         given = {key: value for key, value in self.spec.as_dict().items() if key in kept}
         return RunSpec(name=name, fresh=True, **given)
-
-
-WRITE_AGAIN_S = 1.0
 
 
 class SweepBoard:

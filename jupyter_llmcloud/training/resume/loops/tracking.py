@@ -281,14 +281,14 @@ def install(cursor: LoopCursor, loops: Loops) -> None:
         loops.push_while(tracked)
         return tracked
 
-    _add_builtin(LOOP_FUNCTION, loop)
-    _add_builtin(WHILE_FUNCTION, begin_while)
+    setattr(builtins, LOOP_FUNCTION, _as_builtin(loop, LOOP_FUNCTION))
+    setattr(builtins, WHILE_FUNCTION, _as_builtin(begin_while, WHILE_FUNCTION))
 
 
-def _add_builtin(name: str, function: Callable[..., Any]) -> None:
-    """Let all code find it, and pickles by its name: dill, with which datasets compares functions, would look in."""
+def _as_builtin(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that pickles find by its name: dill, with which datasets compares functions, would look into it."""
     function.__module__, function.__qualname__, function.__name__ = "builtins", name, name
-    setattr(builtins, name, function)
+    return function
 
 
 def _name(frame: FrameType, number: int, filename: str) -> Number:
