@@ -99,7 +99,7 @@ class DataParallel(Whole):
         _initialise(wrapper, module, **options)
         wrapper.train(was_training)
         for hook, state in hooks:
-            wrapper.register_comm_hook(begun_anew(state), hook)
+            wrapper.register_comm_hook(begun_anew(state, wrapper.process_group), hook)
         return True
 
 
