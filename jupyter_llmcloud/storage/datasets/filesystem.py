@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.data.partitions import SourceFile, format_of
@@ -203,6 +203,7 @@ def list_source(
         files |= {file.url: file for file in found}
     if not files:
         raise NotFound(f"there is nothing to prepare: {', '.join(sources) or 'no source was given'}.")
+    _refuse_arrow(files.values())
     kinds = {file.url: format_of(file.name) for file in files.values()}
     if kind == "auto":
         known = {found for found in kinds.values() if found is not None}
@@ -216,6 +217,17 @@ def list_source(
     if sum(file.size for file in files.values()) == 0:
         raise UsageError(f"the source is empty: all {len(files)} of its files have no content ({next(iter(files))!r}).")
     return kind, [file for file in files.values() if file.size]
+
+
+def _refuse_arrow(files: Iterable[SourceFile]) -> None:
+    """Beside Arrow files `datasets` writes JSON about them, which would be taken for the rows."""
+    arrow = next((file.url for file in files if file.name.endswith((".arrow", ".feather"))), None)
+    if arrow is not None:
+        raise UsageError(
+            f"{arrow!r} is an Arrow file, as save_to_disk() of Hugging Face's datasets writes them, and no format that is "
+            "prepared. Write it as Parquet, load_from_disk(FOLDER).to_parquet('rows.parquet'), and prepare that; or hand "
+            "the data set itself to lc.data.load()."
+        )
 
 
 def _list(source: str, options: Mapping[str, Any] | None) -> list[SourceFile]:

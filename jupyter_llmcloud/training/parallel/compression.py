@@ -18,6 +18,7 @@ from jupyter_llmcloud.errors import UsageError
 
 _RANK = 2
 _WHOLE_STEPS = 10
+_EPSILON = 1e-8  # without it a gradient of rank one, or of zeros (a part that no row has used), becomes not a number
 
 
 def compress(model: DistributedDataParallel, name: str) -> None:
@@ -29,7 +30,10 @@ def compress(model: DistributedDataParallel, name: str) -> None:
     group = model.process_group
     if name == "powersgd":
         state = powerSGD_hook.PowerSGDState(
-            process_group=group, matrix_approximation_rank=_RANK, start_powerSGD_iter=_WHOLE_STEPS
+            process_group=group,
+            matrix_approximation_rank=_RANK,
+            start_powerSGD_iter=_WHOLE_STEPS,
+            orthogonalization_epsilon=_EPSILON,
         )
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     else:

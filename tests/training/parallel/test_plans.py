@@ -202,6 +202,26 @@ def test_gradients_travel_compressed(four: Ranks, alone: dict[str, Any], name: s
         assert largest in sizes
 
 
+LOW_RANK = """
+import torch
+torch.manual_seed(3)
+wrapped = torch.nn.parallel.DistributedDataParallel(
+    torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+)
+optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
+for step in range(14):
+    (wrapped(torch.ones(2, 32) * (rank + 1)) * (step % 2)).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+is_finite = all(bool(p.isfinite().all()) for p in wrapped.parameters())
+"""
+
+
+def test_gradients_of_low_rank_and_of_zeros_stay_numbers_when_compressed(four: Ranks) -> None:
+    four.ok(LOW_RANK, compress_gradients="powersgd")
+    assert four.pull("is_finite")
+
+
 # --- between cells ---------------------------------------------------------------------------------------------------
 
 ENDLESS = """
