@@ -224,9 +224,9 @@ def _refuse_arrow(files: Iterable[SourceFile]) -> None:
     arrow = next((file.url for file in files if file.name.endswith((".arrow", ".feather"))), None)
     if arrow is not None:
         raise UsageError(
-            f"{arrow!r} is an Arrow file, as save_to_disk() of Hugging Face's datasets writes them, and no format that is "
-            "prepared. Write it as Parquet, load_from_disk(FOLDER).to_parquet('rows.parquet'), and prepare that; or hand "
-            "the data set itself to lc.data.load()."
+            f"{arrow!r} is an Arrow file, as save_to_disk() of Hugging Face's datasets writes them, and no format that "
+            "is prepared. Write it as Parquet, load_from_disk(FOLDER).to_parquet('rows.parquet'), and prepare that; or "
+            "hand the data set itself to lc.data.load()."
         )
 
 
