@@ -150,6 +150,15 @@ def _number(content: Mapping[str, Any], name: str, default: int) -> int:
     return value
 
 
+# Accelerate reads some fields by other names than `accelerate config` writes them.
+_FP8_READ_AS = {
+    "fp8_format": "format",
+    "amax_history_length": "amax_history_len",
+    "amax_compute_algorithm": "amax_compute_algo",
+    "optimization_level": "opt_level",
+}
+
+
 def _environment(content: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     if _is_true(content.get("debug")):
@@ -158,9 +167,13 @@ def _environment(content: Mapping[str, Any]) -> dict[str, str]:
         found["ACCELERATE_CPU_AFFINITY"] = "1"
     if backend := content.get("dynamo_backend"):
         found["ACCELERATE_DYNAMO_BACKEND"] = str(backend)
-    for prefix, section in (("", "dynamo_config"), ("FP8_", "fp8_config")):
-        for name, value in _section(content, section).items():
-            found[f"ACCELERATE_{prefix}{name.upper()}"] = str(value)
+    found |= {f"ACCELERATE_{name.upper()}": str(value) for name, value in _section(content, "dynamo_config").items()}
+    for name, value in _section(content, "fp8_config").items():
+        if name == "override_linear_precision":
+            overrides = zip(("FPROP", "DGRAD", "WGRAD"), value or (False,) * 3, strict=False)
+            found |= {f"ACCELERATE_FP8_OVERRIDE_{which}": str(is_higher) for which, is_higher in overrides}
+        else:
+            found[f"ACCELERATE_FP8_{_FP8_READ_AS.get(name, name).upper()}"] = str(value)
     steps = _section(content, "deepspeed_config").get("gradient_accumulation_steps", 1)
     if steps not in (1, "auto"):
         found["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(steps)

@@ -143,3 +143,22 @@ def test_every_question_about_fsdp_and_deepspeed_is_known_or_named() -> None:
             assert translate({**PLAIN, **config}).plan.startswith("fsdp"), name
         except UsageError as refused:  # what only DeepSpeed can do: its field is named
             assert section == "deepspeed" and name in str(refused), name
+
+
+def test_fields_of_fp8_have_the_names_by_which_accelerate_reads_them() -> None:
+    recipe = {
+        "backend": "TE",
+        "fp8_format": "E4M3",
+        "amax_history_length": 16,
+        "amax_compute_algorithm": "max",
+        "override_linear_precision": [False, False, True],
+    }
+    assert translate({"mixed_precision": "fp8", "fp8_config": recipe}).environment == {
+        "ACCELERATE_FP8_BACKEND": "TE",
+        "ACCELERATE_FP8_FORMAT": "E4M3",
+        "ACCELERATE_FP8_AMAX_HISTORY_LEN": "16",
+        "ACCELERATE_FP8_AMAX_COMPUTE_ALGO": "max",
+        "ACCELERATE_FP8_OVERRIDE_FPROP": "False",
+        "ACCELERATE_FP8_OVERRIDE_DGRAD": "False",
+        "ACCELERATE_FP8_OVERRIDE_WGRAD": "True",
+    }
