@@ -54,12 +54,14 @@ class StandIn:
             ready |= {"context_length": self.spec["max_model_len"], "num_threads": self.spec["num_threads"]}
             ready |= {"num_parallel": self.spec["max_concurrent"], "engine": "stand-in"}
             ready["memory"] = {"process_bytes": 300 << 20, "cache_bytes": 64 << 20, "max_cache_bytes": 5 << 30}
+        if os.path.exists(os.path.join(self.spec["model"], "no adapters")):
+            ready["adapters_refused"] = dict.fromkeys(self.adapters, "they do not fit")
         return web.json_response(ready)
 
     async def stats(self, _: web.Request) -> web.Response:
         """What happened so far."""
         told = {"cancelled": self.num_cancelled, "asked": self.num_asked, "active": self.num_active}
-        return web.json_response({**told, "pid": os.getpid()})
+        return web.json_response({**told, "pid": os.getpid(), "adapters": sorted(self.adapters)})
 
     async def reload(self, request: web.Request) -> web.Response:
         """Take the weights of another folder, unless a file `keeps` in it says that they do not fit."""
