@@ -234,7 +234,7 @@ def _list(source: str, options: Mapping[str, Any] | None) -> list[SourceFile]:
     fs, path = filesystem(source, options)
     with translated(source):
         fs.invalidate_cache()
-        if any(mark in path for mark in _MARKS):
+        if any(mark in path for mark in _MARKS) and not fs.exists(path):  # names may have brackets of their own
             found = fs.glob(path, detail=True)
             if not (rows := [row for row in found.values() if row["type"] == "file"]):
                 raise NotFound(f"{source!r} matches no file.")

@@ -55,7 +55,8 @@ def load(
             orders = lambda epoch: WindowOrder(groups, window, seed, epoch)  # noqa: E731
         else:
             orders = lambda epoch: shuffled(len(dataset), seed, epoch)  # noqa: E731
-        batches = RankBatches(len(dataset), group, orders, last, dataset.expect, prefetch)
+        expect = dataset.expect if not num_workers else None  # worker processes read by themselves
+        batches = RankBatches(len(dataset), group, orders, last, expect, prefetch)
         order = "as it is" if shuffle is False else f"windows of {window}" if streaming else "shuffled"
         identity = f"{dataset.manifest.fingerprint}, {len(dataset):,} rows {order}, seed {seed}"
         return RankLoader(dataset, identity, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -35,12 +36,20 @@ class GroupCache:
         self._groups: OrderedDict[int, Future[dict[str, Any]]] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def _begin_here(self) -> None:
+        """In a worker process that was forked: the threads have stayed behind, and the lock may be held for ever."""
+        self._process, self._pool, self._lock = os.getpid(), None, threading.Lock()
+        self._groups = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:  # to worker processes and into copies: what was read stays here
         return GroupCache, (self._reader, self._columns, self._limit)
 
     def expect(self, group: int) -> Future[dict[str, Any]]:
         """Have a group read."""
+        if self._process != os.getpid():
+            self._begin_here()
         with self._lock:
             if (known := self._groups.get(group)) is not None:
                 self._groups.move_to_end(group)

@@ -330,6 +330,16 @@ def test_a_source_that_holds_nothing_or_too_much_is_refused_before_anything_is_d
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_or_folder_is_found_by_its_name_also_where_that_looks_like_a_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "run [v2] 100% *"
+    folder.mkdir()
+    (folder / "a[1].txt").write_text("one\n")
+    (tmp_path / "a1.txt").write_text("another\n")
+    for number, source in enumerate((folder, folder / "a[1].txt")):
+        assert [row["text"] for row in prepared(recipe(tmp_path / f"out-{number}"), source)] == ["one"]
+    assert [row["text"] for row in prepared(recipe(tmp_path / "out"), tmp_path / "a[0-9].txt")] == ["another"]
+
+
 def test_a_url_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         planning.plan(recipe(tmp_path / "out"), ["nowhere://a/b.txt"], 1 << 20)

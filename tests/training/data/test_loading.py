@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +21,7 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.datasets import manifest
 from jupyter_llmcloud.storage.datasets.manifest import Manifest, Shard, Tokenizer
 from jupyter_llmcloud.storage.datasets.shards import ShardWriter
-from jupyter_llmcloud.training.data.loading import collated
+from jupyter_llmcloud.training.data.loading import collated, load
 from tests.support.worlds import Outcome, Ranks
 
 NUM_ROWS = 103
@@ -220,6 +222,21 @@ def test_what_is_not_possible_is_said_before_training(
 ) -> None:
     with pytest.raises(error, match=told):
         make(prepared)
+
+
+def test_a_worker_process_that_is_forked_behind_the_first_read_reads_by_itself(prepared: str) -> None:
+    loader = load(prepared, 4, streaming=True, window=1, rank=0, world_size=1)
+    dataset = loader.base_dataloader.dataset
+    assert dataset[0]["input_ids"].numel()  # by a thread, which is not there in the worker
+    if not (child := os.fork()):  # as loaders of torch start their workers
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        try:
+            os._exit(0 if dataset[len(dataset) - 1]["input_ids"].numel() else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    dataset.close()
 
 
 def test_a_loader_lets_go_of_its_threads(prepared: str) -> None:

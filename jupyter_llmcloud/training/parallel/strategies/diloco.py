@@ -123,9 +123,13 @@ class DiLoCo(LocalSGD):
                 average(replica.buffers())
 
     def exchange(self, replica: ModelReplica) -> None:
-        """At the end of a cell: what is under way is applied, then a last outer step of all fragments."""
+        """At the end of a cell: what is under way is applied, then a last outer step of what was trained since."""
         assert isinstance(replica, FragmentedReplica)
-        for fragment in replica.fragments:
+        complete = self._schedule.sent(replica.num_steps)  # an outer step more would move them by momentum alone
+        for number, fragment in enumerate(replica.fragments):
+            if number in complete:
+                fragment.apply(*self._outer, 0.0)
+                continue
             fragment.apply(*self._outer, self._kept)
             fragment.send(self._bits)
             fragment.apply(*self._outer, 0.0)

@@ -1,0 +1,60 @@
+"""Outer steps of DiLoCo, in one process: as many as there are rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from jupyter_llmcloud.core.parallel.plan import parse_plan
+from jupyter_llmcloud.training.parallel.strategies.diloco import DiLoCo
+
+LR, OUTER_LR, MOMENTUM = 0.1, 0.7, 0.9
+
+
+@pytest.fixture(autouse=True)
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def trained(plan: str, num_steps: int) -> float:
+    """A weight whose gradient is always 1, when its cell has ended."""
+    strategy = DiLoCo(parse_plan(plan), 0, 1, torch.device("cpu"))
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    model = strategy.parallelize(model, None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    for _ in range(num_steps):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        strategy.after_step(optimizer)
+    strategy.end()
+    strategy.end()  # a cell in which nothing is trained
+    return float(model.weight.detach())
+
+
+def outer(*rounds: int) -> float:
+    """The same by the formulas, with rounds of so many steps."""
+    weight = momentum = 0.0
+    for steps in rounds:
+        gradient = steps * LR
+        momentum = MOMENTUM * momentum + gradient
+        weight -= OUTER_LR * (gradient + MOMENTUM * momentum)
+    return weight
+
+
+@pytest.mark.parametrize(("num_steps", "rounds"), [(4, (2, 2)), (5, (2, 2, 1)), (1, (1,))])
+def test_the_end_of_a_cell_is_an_outer_step_only_of_what_was_trained_since_the_last_one(
+    num_steps: int, rounds: tuple[int, ...]
+) -> None:
+    plan = f"diloco:2,outer-lr={OUTER_LR},momentum={MOMENTUM}"
+    assert trained(plan, num_steps) == pytest.approx(outer(*rounds), abs=1e-6)
+
+
+def test_what_is_under_way_at_the_end_of_a_cell_is_applied_once() -> None:
+    plan = f"diloco:2,outer-lr={OUTER_LR},momentum={MOMENTUM},delay=1"
+    assert trained(plan, 2) == pytest.approx(outer(2), abs=1e-6)
