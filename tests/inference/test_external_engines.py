@@ -8,8 +8,9 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -21,7 +22,7 @@ from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, pars
 from jupyter_llmcloud.errors import ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of
-from jupyter_llmcloud.inference.external.forward import Forward
+from jupyter_llmcloud.inference.external.forward import Forward, events_of
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.external.server import ExternalServer
 from jupyter_llmcloud.storage.models.gguf import gguf_file
@@ -213,6 +214,22 @@ def test_a_server_elsewhere_gets_its_key_its_model_and_our_name(monkeypatch: pyt
         await server.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_events_are_the_same_wherever_the_network_cuts_them(end: bytes) -> None:
+    whole = b"data: 1" + 2 * end + b"data: [DONE]" + 2 * end
+
+    async def read(cut: int) -> list[bytes]:
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in (whole[:cut], whole[cut:]):
+                yield piece
+
+        response: Any = SimpleNamespace(content=SimpleNamespace(iter_any=pieces))
+        return [event async for event in events_of(response)]
+
+    for cut in range(len(whole)):
+        assert asyncio.run(read(cut)) == [b"data: 1\n\n", b"data: [DONE]\n\n"]
 
 
 @pytest.mark.parametrize("text", ["fast", "ftp://x", "https://user:pw@x/v1", "https://x/v1?key=1", "https://"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -112,3 +113,49 @@ def test_a_format_that_no_text_can_have_is_refused_before_anything_is_generated(
     with pytest.raises(ApiError, match="cannot be enforced") as caught:
         Constraints(loaded, Vocabulary(tokenizer)).new(grammar.text, grammar.param)
     assert (caught.value.status, caught.value.code) == (400, "invalid_grammar")
+
+
+NODE = {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"$ref": "#"}}, "required": ["value"],
+        "additionalProperties": False}  # fmt: skip
+PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+         "additionalProperties": False}  # fmt: skip
+REFERENCES: dict[str, tuple[dict[str, Any], str]] = {
+    "the whole": (NODE, '{"value": 1, "next": {"value": 2}}'),
+    "another property": (
+        {"type": "object", "properties": {"start": PLACE, "default": {"$ref": "#/properties/start"}},
+         "additionalProperties": False},
+        '{"start": {"city": "Oslo"}, "default": {"city": "Rome"}}',
+    ),
+    "a definition of a schema that has an id": (
+        {"$id": "https://example.org/a", "type": "object", "properties": {"to": {"$ref": "#/$defs/Place"}},
+         "$defs": {"Place": PLACE}, "additionalProperties": False},
+        '{"to": {"city": "Oslo"}}',
+    ),
+    "a definition alone": ({"$ref": "#/definitions/Place", "definitions": {"Place": PLACE}}, '{"city": "Oslo"}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFERENCES)
+def test_references_in_the_parameters_of_a_tool_find_what_they_name(case: str) -> None:
+    parameters, arguments = REFERENCES[case]
+    tools = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
+    forced = offer(tools=tools, tool_choice="required")
+
+    def call(arguments: str) -> str:
+        return f'<tool_call>\n{{"name": "go", "arguments": {arguments}}}\n</tool_call>'
+
+    assert may_be(forced, call(arguments))
+    assert not may_be(forced, call('{"value": 1, "next": {"name": "go", "arguments": {"value": 2}}}'))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nb c", "a/b\\n"])
+def test_a_text_that_python_has_escaped_is_the_one_that_the_expression_matches(text: str) -> None:
+    escaped = offer(structured_outputs={"regex": re.escape(text)})
+    assert may_be(escaped, text)
+    assert "\n" not in text or not may_be(escaped, text.replace("\n", "\\n"))
+
+
+def test_a_schema_without_a_word_asks_for_json_and_a_choice_may_be_any_text() -> None:
+    anything = offer(guided_json={})
+    assert may_be(anything, '[1, "a"]') and not may_be(anything, "free text")
+    assert may_be(offer(guided_choice=["a\x7fb", "c"]), "a\x7fb")

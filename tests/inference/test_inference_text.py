@@ -14,7 +14,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import FinishReason, TokenBatch, TokenLogprob
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.detokenize import StopStrings, Transcript
-from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts
+from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts, token_ids_of
 from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion
 from jupyter_llmcloud.inference.openai.responses import chat_logprobs, completion_logprobs
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
@@ -276,6 +276,15 @@ def test_an_end_of_sequence_token_is_not_glued_to_a_prompt_that_shall_go_on() ->
     assert completion_prompts(request, loaded) == [whole[:-1]]
     encoder = dataclasses.replace(loaded, is_encoder_decoder=True)
     assert completion_prompts(request, encoder) == [whole]
+
+
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_a_text_that_is_embedded_has_all_that_the_tokenizer_puts_around_it(is_encoder_decoder: bool) -> None:
+    # Models that are pooled by their last token, such as Qwen's embedders, were taught the one behind the text.
+    tokenizer = fallback_tokenizer(post="<s> $A </s>")
+    loaded = LoadedModel(None, tokenizer, 64, len(tokenizer), frozenset(), is_encoder_decoder=is_encoder_decoder)
+    assert token_ids_of(["abc", "b"], loaded, "input", 8) == [tokenizer(text)["input_ids"] for text in ("abc", "b")]
+    assert token_ids_of([[5, 6]], loaded, "input", 8) == [[5, 6]]
 
 
 class RaisingTemplate:

@@ -106,7 +106,7 @@ class Forward:
             count(usage)
 
         try:
-            async for event in _events(response):
+            async for event in events_of(response):
                 ended = ended or event.strip() == b"data: [DONE]"
                 # A server that tells no usage sends a token at a time, as a rule: better than nothing at all.
                 num_pieces += b'"choices"' in event
@@ -180,11 +180,12 @@ class Forward:
         return ApiError(503, f"The engine of this model was lost: {why}.", code="engine_failed")
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """The events of a stream, each with the empty line that ends it."""
     waiting = b""
     async for chunk in response.content.iter_any():
-        waiting += chunk.replace(b"\r\n", b"\n")
+        # As a whole: the two bytes that end a line may come apart.
+        waiting = (waiting + chunk).replace(b"\r\n", b"\n")
         *events, waiting = waiting.split(b"\n\n")
         for event in events:
             if event:

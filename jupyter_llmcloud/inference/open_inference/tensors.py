@@ -117,8 +117,9 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Ar
             array[index] = item.encode("utf-8", "surrogatepass")
         return array.reshape(shape)
     try:
-        return np.array(flat, dtype=_NUMPY.get(datatype, np.float32)).reshape(shape)
-    except OverflowError:
+        with np.errstate(over="raise"):  # what is too large would become infinite
+            return np.array(flat, dtype=_NUMPY.get(datatype, np.float32)).reshape(shape)
+    except (OverflowError, FloatingPointError):
         raise InvalidInput(f"inputs[{name!r}] has a value that {datatype} cannot hold") from None
 
 

@@ -44,21 +44,21 @@ def completion_prompts(
 
 
 def token_ids_of(given: str | list[Any], loaded: LoadedModel, param: str, max_items: int) -> list[list[int]]:
-    """The token ids of every text of a parameter, of which there may be so many."""
+    """The token ids of every text of a parameter, of which there may be so many; each text whole, with its end."""
     items = _separate(given, param)
     if len(items) > max_items:
         message = f"{param} has {len(items)} texts: at most {max_items} are possible."
         raise ApiError(400, message, param=param, code="invalid_value")
-    return _all_token_ids(items, loaded, param)
+    return _all_token_ids(items, loaded, param, goes_on=False)
 
 
-def _all_token_ids(items: list[Any], loaded: LoadedModel, param: str) -> list[list[int]]:
+def _all_token_ids(items: list[Any], loaded: LoadedModel, param: str, *, goes_on: bool = True) -> list[list[int]]:
     if not items:
         raise ApiError(400, f"{param} is an empty list.", param=param, code="invalid_value")
     for text in items:
         if isinstance(text, str):
             check_length(text, loaded, param)
-    return [_checked(_token_ids(item, loaded), loaded, param) for item in items]
+    return [_checked(_token_ids(item, loaded, goes_on), loaded, param) for item in items]
 
 
 class ChatPrompt(NamedTuple):
@@ -214,8 +214,10 @@ def _separate(prompt: str | list[Any], param: str) -> list[Any]:
     return [prompt] if kinds == {int} else list(prompt)
 
 
-def _token_ids(item: str | list[int], loaded: LoadedModel) -> list[int]:
-    return _text_to_continue(item, loaded) if isinstance(item, str) else item
+def _token_ids(item: str | list[int], loaded: LoadedModel, goes_on: bool) -> list[int]:
+    if not isinstance(item, str):
+        return item
+    return _text_to_continue(item, loaded) if goes_on else encode(loaded.tokenizer, item)
 
 
 def _text_to_continue(text: str, loaded: LoadedModel) -> list[int]:

@@ -74,6 +74,8 @@ def test_bf16_comes_as_bytes() -> None:
         ({"datatype": "INT32", "data": [1, 2.5]}, "is a whole number, not 2.5"),
         ({"datatype": "UINT8", "data": [1, 300]}, "has the value 300, which UINT8 cannot hold"),
         ({"datatype": "INT64", "data": [1, 1 << 70]}, "cannot hold"),
+        ({"datatype": "FP16", "data": [1, 70000.0]}, "has a value that FP16 cannot hold"),
+        ({"datatype": "FP32", "data": [1, 1e39]}, "has a value that FP32 cannot hold"),
         ({"datatype": "BOOL", "data": [1, 0]}, "is true or false, not 1"),
         ({"datatype": "BYTES", "data": ["a", 2]}, "is a string, not 2"),
         ({"datatype": "FP32", "data": [1, None]}, "is a number, not None"),

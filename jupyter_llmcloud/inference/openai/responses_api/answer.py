@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, CallDelta
+from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, CallDelta, Delta, PlainParser
 from jupyter_llmcloud.inference.openai.detokenize import TextPiece
 from jupyter_llmcloud.inference.openai.responses import DONE, Envelope, TokenUsage, chat_logprobs, encode
+from jupyter_llmcloud.inference.openai.responses_api.logprobs import PendingLogprobs
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 
@@ -37,7 +38,7 @@ class ResponseAnswer:
         self._item: dict[str, Any] | None = None
         self._number = 0
         self._finish_reason: str | None = None
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs = PendingLogprobs(only_text=isinstance(parser, PlainParser))
 
     def opening(self, usage: TokenUsage) -> bytes:
         """It is there, and goes on."""
@@ -48,11 +49,20 @@ class ResponseAnswer:
 
     def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """The events of a piece."""
-        deltas = self._parser.feed(piece.text)
+        entries = chat_logprobs(self._vocabulary, piece.logprobs) if self._wants_logprobs else []
+        events = b""
+        for text in self._logprobs.by_token(piece, entries) if entries else (piece.text,):
+            events += self._told(self._parser.feed(text))
         if piece.finish_reason is not None:
-            deltas += self._parser.end()
-        if self._wants_logprobs:
-            self._logprobs += chat_logprobs(self._vocabulary, piece.logprobs)
+            events += self._told(self._parser.end())
+        if piece.finish_reason is not None:
+            self._finish_reason = piece.finish_reason
+            if not self._output and self._item is None:  # an answer without any text is still a message
+                events += self._open(self._new_message())
+            events += self._close()
+        return events
+
+    def _told(self, deltas: Sequence[Delta]) -> bytes:
         events = b""
         for delta in deltas:
             if delta.reasoning:
@@ -61,11 +71,6 @@ class ResponseAnswer:
                 events += self._call(delta.call)
             elif delta.content:
                 events += self._say("message", delta.content)
-        if piece.finish_reason is not None:
-            self._finish_reason = piece.finish_reason
-            if not self._output and self._item is None:  # an answer without any text is still a message
-                events += self._open(self._new_message())
-            events += self._close()
         return events
 
     def closing(self, usage: TokenUsage) -> bytes:
@@ -88,10 +93,12 @@ class ResponseAnswer:
             events = self._close() + self._open(self._new_message() if kind == "message" else self._new_reasoning())
         assert self._item is not None
         self._item["content"][0]["text"] += text
+        logprobs = self._logprobs.told(text)
         if kind == "reasoning":
             return events + self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
+        self._item["content"][0]["logprobs"] += logprobs
         return events + self._event(
-            "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=self._new_logprobs()
+            "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=logprobs
         )
 
     def _call(self, call: CallDelta) -> bytes:
@@ -133,17 +140,17 @@ class ResponseAnswer:
         else:
             part = item["content"][0]
             name = "output_text" if item["type"] == "message" else "reasoning_text"
-            more = {"logprobs": self._new_logprobs()} if name == "output_text" else {}
+            more = {"logprobs": self._last_logprobs(part)} if name == "output_text" else {}
             events = self._event(f"response.{name}.done", **place, content_index=0, text=part["text"], **more)
             events += self._event("response.content_part.done", **place, content_index=0, part=part)
         events += self._event("response.output_item.done", output_index=place["output_index"], item=item)
         self._item = None
         return events
 
-    def _new_logprobs(self) -> list[dict[str, Any]]:
-        fresh, self._logprobs = self._logprobs, []
-        if fresh and self._item is not None and self._item["type"] == "message":
-            self._item["content"][0]["logprobs"] += fresh
+    def _last_logprobs(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+        """Of tokens without a text, which no event has told."""
+        fresh = self._logprobs.rest() if isinstance(self._parser, PlainParser) else []
+        part["logprobs"] += fresh
         return fresh
 
     def _new_message(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from jupyter_llmcloud.protocol.openai.fields import JsonSchemaFormat, ResponseFo
 
 # One way to write a value: else an answer could go on for ever with white space.
 _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ARGUMENTS = "#/properties/arguments"
+_BETWEEN_SLASHES = {"/": "\\/", "\n": "\\n", "\r": "\\r"}
 
 
 class Grammar(NamedTuple):
@@ -29,7 +31,7 @@ class Grammar(NamedTuple):
 
 def grammar_of(form: ResponseFormat | None, structured: StructuredOutputs | None) -> Grammar | None:
     """What the two parameters of a format ask for; raises `ApiError` 400 where they contradict or lack something."""
-    asked = structured is not None and any(getattr(structured, name) for name in structured.__struct_fields__)
+    asked = structured is not None and bool(_given(structured))
     if form is not None:
         _check_fields(form)
     if form is not None and form.type != "text":
@@ -83,8 +85,13 @@ def _json(schema: dict[str, Any], param: str) -> Grammar:
     return Grammar(json_grammar(schema), param, f"%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}")
 
 
+def _given(asked: StructuredOutputs) -> list[str]:
+    """What is asked for. A schema without a word is one: any JSON follows it."""
+    return [name for name in asked.__struct_fields__ if getattr(asked, name) or (name == "json" and asked.json == {})]
+
+
 def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
-    given = [name for name in asked.__struct_fields__ if getattr(asked, name)]
+    given = _given(asked)
     if len(given) > 1:
         raise invalid("structured_outputs", f"structured_outputs has {' and '.join(given)}: give one of them.")
     param = f"structured_outputs.{given[0]}"
@@ -122,17 +129,35 @@ def _call_rules(tools: Sequence[Tool], parallel: bool) -> list[str]:
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
     parameters = tool.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
-    # References in the tool's own schema are relative to its root: they find what they name in the new one.
-    shared: dict[str, Any] = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
-    inner = {key: value for key, value in parameters.items() if key not in shared}
     return {
-        **shared,
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, "arguments": inner},
+        "properties": {"name": {"const": tool.function.name}, "arguments": _moved(parameters)},
         "required": ["name", "arguments"],
         "additionalProperties": False,
         "x-guidance": _JSON_OPTIONS,
     }
+
+
+def _moved(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A schema as the one of `arguments` in another: its references find in there what they found in it.
+
+    An `$id` would make a root of it again, in which they find nothing.
+    """
+    return _with_references({key: value for key, value in parameters.items() if key != "$id"})
+
+
+def _with_references(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_references(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _reference(key, value) for key, value in schema.items()}
+
+
+def _reference(key: str, value: Any) -> Any:
+    if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+        return f"{_ARGUMENTS}{value[1:]}"
+    return _with_references(value)
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
@@ -165,16 +190,17 @@ def _lark(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _escaped(pattern: str) -> str:
-    """A pattern between slashes: those of its own are escaped, and so are the ends of lines."""
+    """A pattern between slashes: those of its own are escaped, and so are the ends of lines, unless they were."""
     shown, escaped = [], False
     for character in pattern:
-        shown.append(f"\\{character}" if character == "/" and not escaped else character)
+        told = _BETWEEN_SLASHES.get(character, character)
+        shown.append(told[1:] if escaped and len(told) > 1 else told)
         escaped = character == "\\" and not escaped
-    return "".join(shown).replace("\n", "\\n").replace("\r", "\\r")
+    return "".join(shown)
 
 
 def _schema(value: dict[str, Any] | str, param: str) -> dict[str, Any]:
