@@ -53,12 +53,28 @@ def as_body(item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[s
     )
 
 
+def as_rows(inputs: Any) -> Iterable[Any]:
+    """The inputs one by one. Raises UsageError for what would be taken apart into something else: letters, names."""
+    if isinstance(inputs, str | bytes):
+        raise UsageError(
+            "map() takes many inputs, and this is one text: ask with complete() or chat(), or give [text]."
+        )
+    if isinstance(inputs, Mapping):
+        names = list(inputs)
+        raise UsageError(
+            f"map() takes a list of inputs or a data set, and this is a mapping of {', '.join(map(repr, names))[:80]}: "
+            f"give one of its values{f' (inputs[{names[0]!r}])' if names else ''}, or [inputs] for one input."
+        )
+    # A DataFrame gives the names of its columns, one by one.
+    return inputs.to_dict("records") if hasattr(inputs, "iterrows") else inputs
+
+
 def row_groups(
     model: str, inputs: Iterable[Any], column: str | None, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[bytes]]]:
     """(route, lines) of the batches that these inputs make: each small enough to be uploaded. Raises UsageError."""
     route, lines, size = "", list[bytes](), 0
-    for number, item in enumerate(inputs):
+    for number, item in enumerate(as_rows(inputs)):
         wanted, body = as_body(item, column, params)
         if route and wanted != route:
             raise UsageError(f"input {number} goes to {wanted}, the ones before it to {route}: use one kind in a call.")

@@ -26,6 +26,7 @@ _NOT_COPIED = (
     "*.onnx",
     "*.pte",
     "adapter_*",
+    "architecture.*",  # of what a cell saved: of an adapter, the class that it has before it is merged
     "config.json",
     ORIGIN,
 )

@@ -34,6 +34,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.journal import Record, read_all
+from jupyter_llmcloud.storage.search.sweeps import SweepStore
 from jupyter_llmcloud.system.atomic_files import read_json, write_atomically, write_json
 
 # Asking the system for each would cost a short cell a tenth of its time: the call lets other threads take over.
@@ -329,7 +330,17 @@ class RunStore:
                 return RunFolder(self.path / record.run_id)
         names = list(dict.fromkeys(record.name for record in records))[:8]
         known = f"The newest runs are: {', '.join(names)}." if names else "There are no runs yet."
-        raise NotFound(f"there is no run {name!r}. {known}")
+        raise NotFound(f"there is no run {name!r}. {self._told_of_sweep(name) or known}")
+
+    def _told_of_sweep(self, name: str) -> str:
+        """What to name instead, of a sweep; "" where there is none of this name."""
+        try:
+            best = SweepStore(self.path.parent).find(name).read().best()
+        except (NotFound, UsageError):
+            return ""
+        return f"{name!r} is a sweep: " + (
+            f"the run of its best trial is {best.run_id}." if best else "no trial is done."
+        )
 
     def delete(self, name: str) -> str:
         """Remove a run that has ended; returns its id."""

@@ -28,7 +28,8 @@ from jupyter_llmcloud.inference.engines.quantized.linear import QuantizedLinear
 from jupyter_llmcloud.inference.engines.quantized.packing import Scheme, dequantize, pack, quantize, unpack
 from jupyter_llmcloud.inference.engines.select import open_engine
 from jupyter_llmcloud.protocol.compression import CompressRequest, Event, Made, MethodRefused
-from jupyter_llmcloud.storage.runs import RunStore
+from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+from jupyter_llmcloud.training import architecture
 from tests.support.tiny_models import TEXT, byte_level_tokenizer, one_thread, save_tiny_llama, tiny_llama
 
 IDS = torch.tensor([[5, 9, 70, 3, 200, 17, 33, 8]])
@@ -309,6 +310,28 @@ def test_an_adapter_is_merged_into_a_model_that_computes_as_both(folder: Path, t
     merged = AutoModelForCausalLM.from_pretrained(target)
     assert torch.allclose(scores(merged), expected, atol=1e-4)
     assert not json.loads((target / "config.json").read_bytes()).get("quantization_config")
+
+
+def test_what_is_made_of_an_adapter_that_a_run_has_saved_is_a_model_of_transformers(
+    folder: Path, tmp_path: Path, own_root: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    run = RunStore().folder("lora-1")
+    run.create(RunRecord("lora-1", "lora", state="finished", artifacts={"model": "model"}), "1\n")
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    adapted = get_peft_model(whole, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(run.model)
+    architecture.write(adapted, run.model)  # as --save does
+    told: list[Event] = []
+    make(CompressRequest(target="lora", methods=["lora-merge", "int8"]), told.append)
+    made = [event for event in told if isinstance(event, Made)]
+    assert [event.method for event in made] == ["lora-merge", "int8"]
+    for event in made:
+        layout = find_source(event.name).layout
+        assert layout.architecture is None
+        found = scores(load_model(layout.folder, dtype="float32").model)
+        assert float((found - scores(adapted)).abs().mean()) < (1e-4 if event.method == "lora-merge" else 0.2)
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path, own_root: Path) -> None:

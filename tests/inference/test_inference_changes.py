@@ -13,11 +13,14 @@ import pytest
 import torch
 from aiohttp.test_utils import TestClient, TestServer
 
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.base import Engine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.engines.with_adapters import adapters_of
 from jupyter_llmcloud.inference.openai.completion import ServedModel
+from jupyter_llmcloud.inference.replica import load_adapters
 from tests.inference.test_inference_adapters import trained
 from tests.support.tiny_models import one_thread, save_tiny_llama
 
@@ -161,6 +164,23 @@ async def test_what_an_adapter_answers_goes_on_to_its_end_when_it_is_replaced_or
             events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
             assert "".join(event["choices"][0]["text"] for event in events) == whole
         assert "does not exist" in await ask(client, "legal", 404)
+
+
+async def test_an_adapter_of_the_endpoint_that_does_not_fit_is_told_with_its_reason_until_one_is_loaded(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    trained(folders["first"], tmp_path / "legal")
+    whole = save_tiny_llama(tmp_path / "whole")
+    loaded = load_model(folders["first"])
+    model = ServedModel(loaded, await opened("generate", loaded), "tiny")
+    told = await load_adapters(model, {"legal": str(whole), "plain": str(tmp_path / "legal")})
+    assert told.keys() == {"legal"} and "whole model" in told["legal"]
+    with pytest.raises(ApiError, match=r"'legal' does not go with the model that is served now: .* whole model"):
+        model.adapter_of("tiny:legal")
+    assert model.adapter_of("plain") == "plain"
+    await adapters_of(model).load("legal", str(tmp_path / "legal"))
+    assert told == {} and model.adapter_of("tiny:legal") == "legal"
+    await model.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -301,6 +301,38 @@ async def test_an_endpoint_without_replicas_starts_one_for_who_waits_and_tells_w
     assert (await server.complete("hello")).status_code == 200  # it waits: the replica was started by the first one
 
 
+async def test_an_adapter_that_a_new_model_cannot_take_is_not_listed_until_there_is_one_that_can(
+    server: Server, model: Path, tmp_path: Path
+) -> None:
+    await server.serve(model)
+    folder = tmp_path / "legal"
+    folder.mkdir()
+    base = {"base_model_name_or_path": str(model), "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(base))
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    await change(server, "adapters", {"target": str(folder)}, 201)
+    key = await server.key("infer:tiny", "models:read")
+
+    async def listed() -> list[str]:
+        rows = (await server.ask("GET", "llmcloud/v1/models", key=key)).json()["data"]
+        return [row["id"] for row in rows]
+
+    assert await listed() == ["tiny", "tiny:legal"]
+    other = make_model(tmp_path / "other", "keeps", "no adapters")
+    await change(server, "update", {"target": str(other)})
+
+    async def is_without() -> bool:
+        return await listed() == ["tiny"]
+
+    await until(is_without, "the new model answers, without the adapter")
+    await change(server, "rollback", {})
+
+    async def is_with() -> bool:
+        return await listed() == ["tiny", "tiny:legal"]
+
+    await until(is_with, "the model before answers again, with the adapter")
+
+
 async def test_adapters_come_and_go_while_it_answers(server: Server, model: Path, tmp_path: Path) -> None:
     await server.serve(model)
     folder = make_adapter(tmp_path / "legal", model)

@@ -11,6 +11,7 @@ import pytest
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
+from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore, TrialRow
 
 
 @pytest.fixture
@@ -87,6 +88,18 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(store: RunStore) -
     made(store, "gpt-1")
     with pytest.raises(NotFound, match=r"'gtp'.*gpt"):
         store.find("gtp")
+
+
+def test_the_name_of_a_sweep_leads_to_the_run_of_its_best_trial(store: RunStore, tmp_path: Path) -> None:
+    rows = [TrialRow(0, "done", 2.0, run_id="tuned-0000-x"), TrialRow(1, "done", 1.0, run_id="tuned-0001-x")]
+    folder = SweepStore(tmp_path).folder("tuned")
+    folder.path.mkdir(parents=True)
+    folder.write(SweepRecord("tuned", trials=rows))
+    with pytest.raises(NotFound, match="'tuned' is a sweep: the run of its best trial is tuned-0001-x"):
+        store.find("tuned")
+    folder.write(SweepRecord("tuned"))
+    with pytest.raises(NotFound, match="'tuned' is a sweep: no trial is done"):
+        store.find("tuned")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../runs", "/etc", "a/b", ".hidden", "a\0b"])

@@ -54,6 +54,8 @@ class StandIn:
             ready |= {"context_length": self.spec["max_model_len"], "num_threads": self.spec["num_threads"]}
             ready |= {"num_parallel": self.spec["max_concurrent"], "engine": "stand-in"}
             ready["memory"] = {"process_bytes": 300 << 20, "cache_bytes": 64 << 20, "max_cache_bytes": 5 << 30}
+        if os.path.exists(os.path.join(self.spec["model"], "no adapters")):
+            ready["adapters_refused"] = dict.fromkeys(self.adapters, "they do not fit")
         return web.json_response(ready)
 
     async def stats(self, _: web.Request) -> web.Response:

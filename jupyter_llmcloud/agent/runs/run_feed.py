@@ -53,6 +53,7 @@ class RunFeed:
         self._files = RunWriter(folder, record, source, self.note)
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
         self._not_finite = NotFiniteLog(record.not_finite)
+        self._told_not_finite = set(record.not_finite)  # metrics
         earlier = folder.read_times()[1] if record.state != "queued" else {}  # which another leader has counted
         self._times = TimeLog(earlier, self._tell_times)
         chosen = record.spec.get("watch") or ""
@@ -193,7 +194,8 @@ class RunFeed:
     def _note_not_finite(self) -> None:
         known, found = self.record.not_finite, self._not_finite.summary()
         for name, new in found.items():
-            if name not in known:
+            if name not in self._told_not_finite and not self._not_finite.is_expected(name):
+                self._told_not_finite.add(name)
                 text = f"{short_name(name)} is {self._not_finite.word(name)} at step {new['first']:g}"
                 self._alerts.not_finite(name, text, new["first"])
         is_news = any(name not in known or known[name]["since"] != new["since"] for name, new in found.items())

@@ -63,10 +63,22 @@ _NETWORK = "Look at the network between the hosts (firewall, interface, cable), 
 TEXT_RULES: tuple[TextRule, ...] = (
     # --- memory ---
     _rule(
+        "host-out-of-memory",
+        r"\d (oom[_-]?kill|out.of.memory) event|\boom[- _]?killed\b|out[- ]of[- ]memory (killer|handler)"
+        r"|cgroup out of memory|out of memory: killed process"
+        r"|task \d+: out of memory|node was low on resource: memory"
+        r"|job killed: \w*mem\b.{0,60}limit|\bTERM_(MEM|SWAP)LIMIT\b",
+        "{who} was ended for the memory that it used on its host.",
+        _LESS_MEMORY,
+        native=True,
+    ),
+    _rule(
         "device-out-of-memory",
-        r"\b(cuda|hip|xpu|mps|npu|tpu|gpu|device)\b.{0,40}out of memory|RESOURCE_EXHAUSTED: .{0,80}(memory|allocat)"
+        r"\b(cuda(malloc\w*)?|hip(malloc\w*)?|xpu|mps|npu|tpu|gpu|device)\b.{0,40}out of memory"
+        r"|RESOURCE_EXHAUSTED: .{0,80}(memory|allocat)"
         r"|exceed\w* (the )?(allowed|device|gpu) memory|OUT_OF_(DEVICE_MEMORY|RESOURCES)\b|DEVICE_ALLOCATION_FAILED"
         r"|\bcu(da|blas|dnn)\w*\b.{0,40}(\b[mc]alloc|allocation fail)|\bOOM when allocating .{0,200}\b(gpu|cuda)"
+        r"|out of memory .{0,20}\ballocat.{0,60}\bgpu"
         r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
         r"|(torch\.|^)OutOfMemoryError: (?!.*(DefaultCPUAllocator|\bnode\b))",
         "{who} ran out of memory on the device.",
@@ -94,17 +106,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "host-out-of-memory",
         r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
         r"|can(not|'t) allocate|\bOOM when allocating|\[Errno 12\]|\bENOMEM\b|unable to allocate [\d.]+ ?[KMGT]i?B"
-        r"|paging file is too small|posix_memalign|ArrowMemoryError|malloc of size \d+ failed",
+        r"|paging file is too small|posix_memalign|ArrowMemoryError|malloc of size \d+ failed"
+        r"|memory allocation of \d+ bytes failed",
         "{who} ran out of memory on the host.",
-        _LESS_MEMORY,
-        native=True,
-    ),
-    _rule(
-        "host-out-of-memory",
-        r"\d (oom[_-]?kill|out.of.memory) event|\boom[- _]?killed\b|out[- ]of[- ]memory (killer|handler)"
-        r"|cgroup out of memory"
-        r"|task \d+: out of memory|node was low on resource: memory",
-        "{who} was ended for the memory that it used on its host.",
         _LESS_MEMORY,
         native=True,
     ),
@@ -165,6 +169,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "driver-mismatch",
         r"no kernel image is available|driver version is insufficient|forward compatibility was attempted"
+        r"|driver/library version mismatch"
         r"|cudaErrorInsufficientDriver|cuda driver initialization failed|nvidia driver on your system is too old"
         r"|driver.{0,30}does not support this cuda|unsupported toolchain|compiled with different cuda"
         r"|STATUS_ARCH_MISMATCH"
@@ -178,7 +183,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "no-device",
         r"no (cuda|hip) gpus are available|torch not compiled with cuda|found no nvidia driver"
         r"|invalid device ordinal|no attribute '_cuda_|deserialize object on (a )?(cuda|hip|xpu|mps)"
-        r"|busy or unavailable|no gpus found|no cuda-capable device|NVML (shared )?library|only supported with gpus"
+        r"|busy or unavailable|no gpus found|requires an? gpu\b|no cuda-capable device|NVML (shared )?library"
+        r"|only supported with gpus"
         r"|setup doesn't support (bf16|fp16|tf32)",
         "{who} asked for a device that its host does not have, or that it was not given.",
         "Ask for workers with devices, or leave the device to Accelerate (accelerator.device).",
@@ -229,7 +235,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "collective-timeout",
         r"watchdog caught collective|collective (operation )?time-?out|time-?out (while )?waiting for (key|rank)"
         r"|timed out waiting \d+ ?ms|ran for \d+ milliseconds"
-        r"|timeout\(ms\)=|wait(ing)? timeout after \d+ ?ms|Socket Timeout|monitoredBarrier"
+        r"|nccl operations? (has|have) (failed or )?timed out|timeout\(ms\)=|wait(ing)? timeout after \d+ ?ms"
+        r"|Socket Timeout|monitoredBarrier|timed out initializing process group"
         r"|timed out after \d+ ?(s|ms|seconds|milliseconds)\b.{0,60}(client|rank|joined|store)",
         "A collective of {who} was not entered by all ranks in time.",
         _SAME_CALLS,
@@ -237,9 +244,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "nccl-setup",
-        r"duplicate gpu detected|ncclInvalidUsage|ncclUnhandledCudaError|ncclSystemError|unhandled system error"
-        r"|no socket interface found|NCCL_SOCKET_IFNAME|bootstrap : no|NCCL WARN .{0,40}NET/"
-        r"|got completion (from peer|with error)",
+        r"duplicate gpu detected|n't have nccl built in|ncclInvalidUsage|ncclUnhandledCudaError|ncclSystemError"
+        r"|unhandled system error"
+        r"|no socket interface found|NCCL_SOCKET_IFNAME|bootstrap : no|NCCL WARN .{0,40}NET/(?!.{0,20}got completion)",
         "NCCL could not set up its connections for {who}.",
         "Give each rank a device of its own, name the interface (NCCL_SOCKET_IFNAME), and read NCCL_DEBUG=INFO.",
         native=True,
@@ -275,7 +282,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|broken ?pipe|\[Errno (32|104|110|113)\]|no route to host|network is unreachable|socket closed|peer closed"
         r"|connection timed out|ECONNRESET|EPIPE|failed to recv, got|connection was likely closed|socket has timed out"
         r"|CommClosedError|stream is closed|timed out .{0,30}\bconnect|\bconnect\w*(\(\))? timed out"
-        r"|connectFullMesh failed"
+        r"|connectFullMesh failed|got completion (from peer|with error)"
+        r"|client socket has (failed|timed out)(?!.*(gai ?error|name or service|name resolution))"
         r"|connection to the .{0,20}store (has )?failed|lost (the )?connection to|heartbeat timeout",
         "The connection of {who} to another process was lost.",
         _NETWORK,
@@ -309,7 +317,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "download-failed",
         r"offline mode|LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to|max retries exceeded"
         r"|ConnectTimeout|couldn't reach|failed to download|connection refused|\[Errno 111\]"
-        r"|\b50[0234]\b.{0,30}server error|^(Read|Connect|Pool)Timeout\b",
+        r"|\b50[0234]\b.{0,30}server error|HTTP (error|status) 5\d\d\b|^(Read|Connect|Pool)Timeout\b",
         "{who} could not reach a server that it wanted something from.",
         "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
     ),
@@ -333,8 +341,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|not a database|does not start with|truncated file|no section headers|ParseError"
         r"|did not match any variant of untagged enum|is not a valid json|expected value at line \d+"
         r"|unable to load weights from (?!.*no such file)",
-        "{who} read a file that is damaged or of another kind.",
-        "Write this file again, or go back to an older one.",
+        "{who} read something that is damaged or of another kind: a file, or a text that was to be one of that kind.",
+        "See what was read at the line of the traceback; a file: write it again, or go back to an older one.",
     ),
     _rule(
         "weights-mismatch",
@@ -349,7 +357,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- the model ---
     _rule(
         "device-mismatch",
-        r"same device|type \([^)]*cuda.{0,60}should be the same|should be the same.{0,20}cuda"
+        r"same device"
+        r"|^(?!.*type \(\S*cuda\S* and \w+ type \(\S*cuda).*(type \([^)]*cuda.{0,60}should be the same"
+        r"|should be the same.{0,20}cuda)"
         r"|found at least two devices|can't convert \w+(:\d+)? device type tensor|device type for generator"
         r"|on device:? \w+.{0,60}found one of them on|out of meta tensor",
         "{who} mixed tensors of two devices.",
@@ -404,7 +414,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "not-finite",
-        r"returned nan values|\b(loss|grad\w*|norm|value|output|input)s?\b.{0,40}\b(nan|inf|non-?finite|not finite)\b"
+        r"returned nan values"
+        r"|\b(loss|grad\w*|norm|value|output|input)s?\b.{0,40}\b(nan|inf|non-?finite|not finite)\b(?!-)"
         r"|\b(nan|inf|non-?finite)\b.{0,40}\b(loss|grad\w*|norm|value|output|input)s?\b|FloatingPointError"
         r"|contains? nan|convert float (nan|infinity) to|probability tensor contains either"
         r"|loss scale .{0,40}(minimum|reached)|minimum loss scale",
@@ -449,7 +460,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"error building extension|ninja: build stopped|'ninja', '-v'|\bCUDA_HOME\b.{0,40}not set"
         r"|nvcc\b.{0,40}not found"
         r"|(failed|unable) to find (a |the )?(working )?c(\+\+|/c\+\+)? compiler|\b(gcc|g\+\+)\b.{0,20}not found"
-        r"|unable to compile|compilation terminated",
+        r"|unable to compile|compilation terminated|no working c\S* compiler|invalid\w*compiler"
+        r"|\bcompile ?error\b|\.h(pp)?: no such file|command .{0,40}\b(gcc|g\+\+|cc|clang|nvcc)\b.{0,400}exit status",
         "{who} could not compile an extension: a compiler or toolkit is not on its host, or does not fit.",
         "Install a package that is built already, or a compiler and the CUDA toolkit of the torch that is used.",
     ),
@@ -460,7 +472,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|operator \w+::\w+ does not exist"
         r"|(need|needs|must|have) (to )?(have|be) .{0,60}\binstalled\b|\bpip3? install [`'\"\w-]"
         r"|does not recognize this (architecture|model)|compiled (against|using) .{0,40}\b(abi|api|numpy)\b"
-        r"|binary incompatib|VersionConflict|numpy is not available"
+        r"|binary incompatib|regenerated with protoc|VersionConflict|numpy is not available"
         r"|your (installed )?version of \w+ is (out of date|too old)"
         r"|requires? \w[\w.-]* ?[<>=!~]=? ?\d",
         "{who} did not find a package, or found another version of it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from jupyter_llmcloud.core.metrics.values import StepCount, as_number
 
 MAX_METRICS = 100
+MAX_HALVINGS = 16  # of a GradScaler's first scale, until it is 1
+
+_GRADIENT = re.compile(r"(^|[/_.\s])grad(ient)?[_\s]?norm$", re.IGNORECASE)
 
 
 @dataclass
@@ -22,11 +26,13 @@ class _RankValues:
     first: float
     since: float
     is_bad: bool = True
+    in_a_row: int = 1
     since_before: float | None = None  # of the stretch before the newest one
 
     def go_on(self, step: float, value: float) -> None:
         """A value at another step."""
         was_bad, self.step, self.is_bad = self.is_bad, step, not math.isfinite(value)
+        self.in_a_row = self.in_a_row + 1 if self.is_bad else 0
         if self.is_bad:
             self._count(step, value, begins=not was_bad)
 
@@ -92,6 +98,11 @@ class NotFinite:
         return sorted(number for number, rank in self._ranks.items() if rank.is_bad)
 
     @property
+    def in_a_row(self) -> int:
+        """How many values, up to the newest one of the rank that has most."""
+        return max((rank.in_a_row for rank in self._ranks.values()), default=0)
+
+    @property
     def word(self) -> str:
         """What they were: `NaN` or `infinite`."""
         return word(*(rank.value for rank in self._ranks.values()))
@@ -135,6 +146,14 @@ class NotFiniteLog:
     def word(self, name: str) -> str:
         """What the values of a metric are that are not finite: `NaN` or `infinite`."""
         return self._metrics[name].word if name in self._metrics else "NaN"
+
+    def is_expected(self, name: str) -> bool:
+        """Whether a metric is a gradient norm that may yet be finite again.
+
+        A GradScaler tries whether its scale is too large: it leaves out the step of such gradients and halves the
+        scale. Weights that are broken are seen by the loss of the next step.
+        """
+        return bool(_GRADIENT.search(name)) and name in self._metrics and self._metrics[name].in_a_row <= MAX_HALVINGS
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """{metric: {"count", "first", "since"}}, for those that had any."""

@@ -32,7 +32,11 @@ Open = Callable[[LoadedModel, int, int | None], Awaitable[Engine]]
 
 
 class EngineWithAdapters:
-    """The engine of a model and those of its adapters, as one engine: `Generation.adapter` says which one answers."""
+    """The engine of a model and those of its adapters, as one engine: `Generation.adapter` says which one answers.
+
+    Attributes:
+        refused: adapters of the endpoint that are not answered for, and why.
+    """
 
     def __init__(self, loaded: LoadedModel, base: Engine, open_engine: Open) -> None:
         self._loaded = loaded
@@ -40,6 +44,7 @@ class EngineWithAdapters:
         self._open = open_engine
         self._adapted: dict[str, Engine] = {}
         self._leaving: dict[Engine, asyncio.Task[None]] = {}
+        self.refused: dict[str, str] = {}
         self.name = base.name
         self.context_length = base.context_length
         self.num_parallel = base.num_parallel
@@ -89,6 +94,7 @@ class EngineWithAdapters:
         adapted = await asyncio.to_thread(self._attach, folder)
         engine = await self._open(adapted, self.num_parallel, self.num_threads)
         engine.on_failure = self.on_failure
+        self.refused.pop(name, None)
         before, self._adapted[name] = self._adapted.get(name), engine
         if before is not None:
             self._let_go(before)
@@ -110,6 +116,7 @@ class EngineWithAdapters:
 
     async def unload(self, name: str) -> None:
         """Answer for an adapter no longer, but for what it answers already. One that is not there is fine."""
+        self.refused.pop(name, None)
         if (engine := self._adapted.pop(name, None)) is not None:
             self._let_go(engine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import linecache
 import sys
 import traceback
@@ -12,6 +13,10 @@ from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import ModelError
 
 _PREFIX = "<llmcloud cell> "
+
+# What code of a user's own may raise: `exit()` in it must not end the process that serves it, and a task of its own
+# that was cancelled is none of ours.
+RAISED = (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
 
 
 def execute(source: CellSource) -> dict[str, Any]:
@@ -26,7 +31,7 @@ def execute(source: CellSource) -> dict[str, Any]:
     sys.modules["__main__"] = module
     try:
         exec(compile(text, name, "exec", dont_inherit=True), module.__dict__)
-    except Exception as error:
+    except RAISED as error:
         raise ModelError(described(error)) from error
     return module.__dict__
 

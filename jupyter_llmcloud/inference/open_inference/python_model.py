@@ -14,7 +14,7 @@ import numpy as np
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.open_inference import joining
-from jupyter_llmcloud.inference.open_inference.cell_code import described, execute
+from jupyter_llmcloud.inference.open_inference.cell_code import RAISED, described, execute
 from jupyter_llmcloud.inference.open_inference.joining import Payload
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, PredictionFailed
@@ -83,7 +83,7 @@ class PythonModel:
             return joining.split(outputs, [payload.size or 0 for payload in payloads])
         except InvalidInput as error:
             return [error] * len(payloads)
-        except Exception as error:
+        except RAISED as error:
             if len(payloads) > 1:  # whose row it was is found out by asking each alone
                 return [result for payload in payloads for result in self._call([payload])]
             return [PredictionFailed(described(error))]
@@ -127,7 +127,7 @@ class PythonModel:
             return work()
         except InvalidInput:
             raise
-        except Exception as error:
+        except RAISED as error:
             raise PredictionFailed(described(error)) from error
 
     def _close(self, pieces: Any) -> None:
@@ -137,7 +137,7 @@ class PythonModel:
                 self._loop.run(_awaited(pieces.aclose()))
             elif hasattr(pieces, "close"):
                 pieces.close()
-        except Exception as error:
+        except RAISED as error:
             log.warning("a stream could not be closed: %s", described(error))
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ def of_cell(source: CellSource) -> PythonModel:
         loaded = namespace["load"]()
         if inspect.isawaitable(loaded):
             loaded = runner.run(_awaited(loaded))
-    except Exception as error:
+    except RAISED as error:
         raise ModelError(described(error)) from error
     max_rows = namespace.get("max_batch", 0)
     if not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 0:

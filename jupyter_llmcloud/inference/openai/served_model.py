@@ -71,6 +71,8 @@ class ServedModel:
         adapter = name.removeprefix(f"{self.served_name}:")
         if adapter not in getattr(self.engine, "names", ()):
             message = f"The model {name[:128]!r} does not exist here: this endpoint serves {self.served_name!r}."
+            if reason := getattr(self.engine, "refused", {}).get(adapter):
+                message = f"The adapter {adapter!r} does not go with the model that is served now: {reason}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return adapter
 

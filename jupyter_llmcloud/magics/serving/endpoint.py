@@ -90,6 +90,8 @@ class Endpoint:
         A text (or its token ids) gives a text, a list of prompts a list of texts in their order; with `n` there is a
         list of so many texts in place of each text.
         """
+        if hasattr(prompt, "tolist"):  # token ids as a tokenizer gives them
+            prompt = prompt.tolist()
         answer = self._ask("completions", {"prompt": prompt, **params})
         choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
         texts = [str(choice["text"]) for choice in choices]
@@ -205,7 +207,7 @@ class Endpoint:
         lists what it works on, `batch_results(ID)` gives it. Interrupted, what is not answered yet is given up.
 
         Args:
-            inputs: texts, lists of messages, or mappings (as a data set of Hugging Face gives them).
+            inputs: texts, lists of messages, or mappings (as a data set of Hugging Face or a DataFrame gives them).
             column: of mappings, the field that holds the input; otherwise `prompt`, `messages` or `input` (embeddings).
             on_error: raise an error when an input could not be answered, or "none" to have None in its place.
             window: what is not answered by then is given up: 24h, 30m.

@@ -79,8 +79,11 @@ def answer(body: bytes, header_length: str | None) -> Any:
 
 
 def _are_tensors(told: Any) -> bool:
-    return isinstance(told, list) and all(
-        isinstance(row, dict) and {"name", "datatype", "shape"} <= set(row) for row in told
+    # A model may well return an empty list.
+    return (
+        isinstance(told, list)
+        and bool(told)
+        and all(isinstance(row, dict) and {"name", "datatype", "shape"} <= set(row) for row in told)
     )
 
 

@@ -163,6 +163,14 @@ class EndpointController:
         return str(known[-1].reported["kind"]) if known else current.kind
 
     @property
+    def adapters(self) -> list[str]:
+        """Those that can be asked for: one that a new model cannot take waits until there is a model that can."""
+        current = self.stored.current
+        asked = [one for one in self.ready_replicas() if one.stored.revision == current.number]
+        refused = {name for one in asked for name in one.reported.get("adapters_refused") or ()}
+        return sorted(self.stored.adapters.keys() - refused)
+
+    @property
     def inputs(self) -> str:
         """JSON that can be asked with, as a replica that is a module of the user's own tells it; "" for others."""
         return next((str(text) for one in self._replicas.values() if (text := one.reported.get("inputs"))), "")
@@ -338,6 +346,8 @@ class EndpointController:
                 adapters[name] = folder
             else:
                 adapters.pop(name, None)
+        for replica in asked:
+            replica.reported.get("adapters_refused", {}).pop(name, None)
         self._save()
 
     async def _catch_up(self, replica: ReplicaClient) -> None:

@@ -60,7 +60,7 @@ class ModelsHandler(GatewayHandler):
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
         endpoints = [live for live in self.endpoints.list() if live.is_active]
         allowed = [live for live in endpoints if lists_all or self.may_ask(live.name)]
-        rows = [as_model(live, adapter) for live in allowed for adapter in ("", *live.stored.adapters)]
+        rows = [as_model(live, adapter) for live in allowed for adapter in ("", *live.adapters)]
         self.finish(msgspec.json.encode(Models(data=rows)))
 
 

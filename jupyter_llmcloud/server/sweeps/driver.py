@@ -301,8 +301,8 @@ class SweepDriver:
             kind, reason = await self._judge(number, ended, watch)
         except (ConnectionLost, WorldError) as error:
             kind, reason = "lost", str(error)
-        except LLMCloudError as error:
-            kind, reason = "failed", str(error)
+        except LLMCloudError as error:  # one that its study does not take is none that was tried
+            kind, reason = "failed" if not_begun is None else "stopped", str(error)
         self._on_gang.pop(number, None)
         try:
             is_last = not self._is_to_do(number, kind) and (kind != "lost" or start.attempt > 0)

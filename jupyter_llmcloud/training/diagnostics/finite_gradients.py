@@ -50,6 +50,8 @@ class FiniteGradients:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # which makes its gradients in the step
         if not self._is_on or closure or threading.current_thread() is not threading.main_thread():
             return
+        if getattr(optimizer, "found_inf", None) is not None:  # a GradScaler's: a fused optimizer looks by itself
+            return
         parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         parameters = [weight for weight in parameters if weight.grad is not None]
         if self._all_finite([weight.grad for weight in parameters]):

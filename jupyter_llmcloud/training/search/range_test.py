@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from torch.utils.data import IterableDataset
 
 from jupyter_llmcloud.core.search.range_test import BatchMeasured, has_diverged, suggest_rate, suggest_size, why_stop
 from jupyter_llmcloud.errors import UsageError
@@ -171,7 +172,8 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 def _rows(loader: Any) -> tuple[Any, Callable[[list[Any]], Any]]:
     dataset = getattr(loader, "dataset", None)
-    if dataset is None or not hasattr(dataset, "__getitem__") or not len(dataset):
+    has_rows = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)  # torch gives it to both
+    if not has_rows or not len(dataset):
         raise UsageError(
             f"%batch_find needs a loader whose rows have numbers, not {type(loader).__name__} of a stream."
         )

@@ -114,6 +114,33 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out_on_every_rank_where_t
     assert "the gradients of step 5 are not finite: it is left out" in outcome.text(0, "stderr")
 
 
+SCALED = """
+import torch
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 120)
+for step in range(30):
+    scaler.scale(model(torch.full((1, 2), 1e10)).sum()).backward()
+    run.log(grad_norm=float("inf") if step < 3 else 1.0, step=step)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_scale_of_a_grad_scaler_that_is_too_large_is_no_alert(world: Ranks) -> None:
+    for watch in ("not-finite=skip", "not-finite=stop"):
+        outcome = world.ok(SCALED, spec={"watch": watch})
+        assert alerts(outcome) == []
+        assert set(outcome.record.not_finite) == {"grad_norm"}
+
+
+def test_gradient_norms_that_stay_infinite_are_an_alert(world: Ranks) -> None:
+    outcome = world.ok("for step in range(20):\n    run.log(grad_norm=float('inf'), step=step)")
+    [mark] = alerts(outcome)
+    assert (mark["detector"], mark["text"]) == ("not-finite", "grad_norm is infinite at step 0")
+
+
 def test_a_model_that_gives_no_finite_gradient_any_more_fails_instead_of_being_skipped_for_ever(world: Ranks) -> None:
     code = SKIPS.replace("BAD", "range(100)").replace("SKIPPED", "False").replace("range(8)", "range(100)")
     outcome = world.run(code, spec={"watch": "not-finite=skip"})

@@ -137,6 +137,22 @@ EXCEPTIONS = [
     ("RuntimeError", "Expected to mark a variable ready only once.", "autograd"),
     ("ConnectionClosedError", 'Connection was closed before we received a valid response from endpoint URL: "https://b"',
      "download-failed"),
+    ("DistNetworkError", "The client socket has failed to connect to any network address of (a, 29500). The client socket "
+     "has failed to connect to a:29500 (errno: 111 - Connection refused).", "connection-lost"),
+    ("DistNetworkError", "The client socket has failed to connect to any network address of (trainer-0, 1). The IPv6 network "
+     "addresses cannot be retrieved (gai error: -2 - Name or service not known).", "name-not-found"),
+    ("RuntimeError", "Input type (torch.cuda.HalfTensor) and weight type (torch.cuda.FloatTensor) should be the same",
+     "dtype-mismatch"),
+    ("RuntimeError", "Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same",
+     "device-mismatch"),
+    ("RuntimeError", "Failed to initialize NVML: Driver/library version mismatch", "driver-mismatch"),
+    ("RuntimeError", "Failed to allocate memory for tensor: cudaMalloc failed: out of memory", "device-out-of-memory"),
+    ("InductorError", "InvalidCxxCompiler: No working C++ compiler found in config.cpp.cxx: (None, 'g++')", "build-failed"),
+    ("InductorError", "CppCompileError: C++ compile error\nOutput:\nfatal error: Python.h: No such file or directory",
+     "build-failed"),
+    ("TypeError", "Descriptors cannot be created directly. It must be regenerated with protoc >= 3.19.0.", "package-missing"),
+    ("HTTPError", "HTTP Error 503: Service Unavailable", "download-failed"),
+    ("RuntimeError", "Distributed package doesn't have NCCL built in", "nccl-setup"),
     ("LocalTokenNotFoundError", "Token is required (`token=True`), but no token found.", "download-refused"),
 ]  # fmt: skip
 
@@ -155,6 +171,7 @@ def test_the_text_of_an_exception_tells_the_cause(ename: str, evalue: str, cause
     [
         ("Surprise", "the moon is full"),
         ("RuntimeError", "internal assert"),
+        ("RuntimeError", "validation loss nan-guard disabled by configuration"),
         ("ValueError", "could not decide"),
         ("ValueError", "the type of the run is not supported here"),
         ("ValueError", "the quota of rows is exceeded"),
@@ -241,12 +258,17 @@ def test_the_last_lines_of_a_process_that_gave_up_say_why() -> None:
 @pytest.mark.parametrize(
     ("log", "cause"),
     [
+        ("srun: error: gpu-a-014: task 3: Out Of Memory", "host-out-of-memory"),
+        ("=>> PBS: job killed: mem 67371008kb exceeded limit 67108864kb", "host-out-of-memory"),
+        ("TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.", "host-out-of-memory"),
+        ("kernel: Out of memory: Killed process 22183 (python3) total-vm:190283kB", "host-out-of-memory"),
+        ("[Rank 1] Some NCCL operations have failed or timed out. Due to the", "collective-timeout"),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=11.0.", "host-out-of-memory"),
         ("Pod ephemeral local storage usage exceeds the total limit of containers 20Gi.", "disk-full"),
         ("TERM_RUNLIMIT: job killed after reaching LSF run time limit.", "time-limit"),
         (
             "[4] ib_plugin.c:1615 NCCL WARN NET/IB : Got completion from peer 10.2.2.2<5486> with status=12",
-            "nccl-setup",
+            "connection-lost",
         ),
         ("*** JOB 55 ON n1 CANCELLED AT 2026-02-02 DUE TO NODE FAILURE, SEE SLURMCTLD LOG ***", "host-lost"),
     ],

@@ -103,6 +103,19 @@ def test_an_exception_is_told_in_the_lines_of_the_cell_and_the_endpoint_lives_on
     serve(spec, asks)
 
 
+@pytest.mark.parametrize("what", ["SystemExit(3)", "KeyboardInterrupt", "asyncio.CancelledError"])
+def test_what_would_end_a_process_or_a_task_ends_one_request(what: str, tmp_path: Path) -> None:
+    text = f"import asyncio\ndef load(): ...\ndef predict(inputs):\n    if inputs: raise {what}\n    return []"
+    text += f"\ndef stream(inputs):\n    yield 1\n    raise {what}"
+
+    async def asks(replica: Replica) -> None:
+        error = (await replica.infer({"inputs": 1}, 500))["error"]
+        assert what.partition("(")[0] in error and "Cell In[4], line 5, in predict" in error
+        assert (await replica.infer({"inputs": 0}))["outputs"] == []
+
+    serve(cell(text, tmp_path), asks)
+
+
 def test_what_cannot_be_sent_is_said_so(tmp_path: Path) -> None:
     spec = cell("def load(): ...\ndef predict(inputs): return object() if inputs else {1, 2}", tmp_path)
 
@@ -122,6 +135,7 @@ def test_what_cannot_be_sent_is_said_so(tmp_path: Path) -> None:
             "FileNotFoundError.*\nCell In\\[4\\], line 3, in load",
         ),
         ("x = y\ndef load(): ...\ndef predict(i): ...", "NameError: name 'y'.*\nCell In\\[4\\], line 2\n    x = y"),
+        ("def load(): exit()\ndef predict(i): ...", "SystemExit.*\nCell In\\[4\\], line 2, in load"),
         ("max_batch = -1\ndef load(): ...\ndef predict(i): ...", "max_batch of the cell is a whole number"),
     ],
 )

@@ -475,5 +475,35 @@ async def test_a_disk_that_fills_up_ends_the_sweep_with_a_word_and_it_goes_on_wh
     assert [trial.state.name for trial in again_study(again).trials] == ["COMPLETE"] * 6
 
 
+async def test_a_trial_that_could_not_begin_is_none_that_has_failed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full: list[bool] = []
+    append, end = JournalFileBackend.append_logs, SweepStudy.end
+
+    def append_logs(backend: Any, logs: list[dict[str, Any]]) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(backend, logs)
+
+    def fills_up_after(study: SweepStudy, number: int, *more: Any) -> None:
+        end(study, number, *more)
+        full.extend([True] * (number == 2))
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", append_logs)
+    monkeypatch.setattr(SweepStudy, "end", fills_up_after)
+    sweep = PlayedSweep(root, parabola, monkeypatch)
+    driver = sweep.driver()
+    await asyncio.wait_for(driver.run(), 30)
+    record = driver.board.record
+    assert record.state == "failed" and "No space left" in record.reason
+    assert [row.state for row in record.trials] == ["done"] * 3 + ["stopped"]
+    full.clear()
+    monkeypatch.setattr(SweepStudy, "end", end)
+    resumed = PlayedSweep(root, parabola, monkeypatch).driver(record, resumes=True)
+    await asyncio.wait_for(resumed.run(), 30)
+    assert [row.state for row in resumed.board.record.trials] == ["done"] * 6
+
+
 def again_study(sweep: PlayedSweep) -> Any:
     return optuna().load_study(study_name="tuned", storage=open_storage(str(sweep.folder.journal)))

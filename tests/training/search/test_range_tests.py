@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.search import range_test
@@ -26,6 +27,11 @@ class LoneRun:
 
     def progress(self, *_: Any) -> None:
         pass
+
+
+class Stream(IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield torch.zeros(4)
 
 
 def parts(optimizer_of: Any = torch.optim.SGD) -> tuple[Any, Any, DataLoader[Any]]:
@@ -97,3 +103,6 @@ def test_what_gives_no_loss_or_has_no_rows_is_refused_by_name() -> None:
         )
     with pytest.raises(UsageError, match="rows have numbers"):
         range_test.batch_find(run, model, optimizer, iter([]), None, first=1, most=0)
+    stream: Any = DataLoader(Stream(), 2)
+    with pytest.raises(UsageError, match="rows have numbers, not DataLoader of a stream"):
+        range_test.batch_find(run, model, optimizer, stream, None, first=1, most=0)

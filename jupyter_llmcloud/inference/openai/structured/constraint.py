@@ -10,11 +10,15 @@ from typing import Any
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import TokenConstraint
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.openai.prompt_length import encode
+from jupyter_llmcloud.inference.openai.structured.grammars import without_forcing
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
 MAX_GRAMMAR = 1 << 18
+# What a text is tokenized after, one after the other, until its own tokens can be told from what is before.
+_BEFORE = ("", "\n", "=", "a")
 
 
 class Constraints:
@@ -25,12 +29,14 @@ class Constraints:
         self._vocabulary = vocabulary
 
     @cached_property
+    def _tokens(self) -> _Tokens:
+        return _Tokens(self._loaded, self._vocabulary)
+
+    @cached_property
     def _tokenizer(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        return LLTokenizer(
-            TokenizerWrapper(_Tokens(self._loaded, self._vocabulary)), eos_token=sorted(self._loaded.eos)
-        )
+        return LLTokenizer(TokenizerWrapper(self._tokens), eos_token=sorted(self._loaded.eos))
 
     def new(self, grammar: str, param: str, reasoning_end: str = "") -> Callable[[], TokenConstraint]:
         """What makes the constraint of each answer; raises `ApiError` 400 where the grammar cannot be followed.
@@ -51,7 +57,8 @@ class Constraints:
         if len(grammar) > MAX_GRAMMAR:
             message = f"{param} has {len(grammar)} characters: at most {MAX_GRAMMAR} are possible."
             raise ApiError(400, message, param=param, code="invalid_value")
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        known = grammar if self._tokens.spell_everything else without_forcing(grammar)
+        matcher = LLMatcher(self._tokenizer, known, log_level=0)
         if reason := _why_not(matcher):
             raise ApiError(400, f"{param} cannot be enforced: {reason}", param=param, code="invalid_grammar")
         ends = _mask(self._loaded.eos, self._loaded.num_vocabulary)
@@ -74,11 +81,15 @@ def _why_not(matcher: Any) -> str:
             return ""
         matcher = first
     reason = str(matcher.get_error()).strip().partition("\n")[0]
-    return "no text follows it" if reason == "NoExtensionBias" else reason
+    return "no text that the model can spell follows it" if reason == "NoExtensionBias" else reason
 
 
 class _Tokens:
-    """A vocabulary as llguidance reads one: the bytes of each token."""
+    """A vocabulary as llguidance reads one: the bytes of each token.
+
+    Attributes:
+        spell_everything: whether each byte has a token of its own, so that every text has its tokens.
+    """
 
     def __init__(self, loaded: LoadedModel, vocabulary: Vocabulary) -> None:
         num_tokens = loaded.num_vocabulary
@@ -86,11 +97,29 @@ class _Tokens:
         self.bos_token_id = loaded.tokenizer.bos_token_id
         self.tokens = [vocabulary.spelled(token) for token in range(num_tokens)]
         self.special_token_ids = sorted({token for token in (*vocabulary.special, *loaded.eos) if token < num_tokens})
+        self._of_byte = {token[0]: number for number, token in enumerate(self.tokens) if len(token) == 1}
+        self.spell_everything = len(self._of_byte) == 256
         self._loaded = loaded
 
     def __call__(self, text: bytes | str) -> list[int]:
-        decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
-        return list(self._loaded.tokenizer(decoded, add_special_tokens=False, verbose=False)["input_ids"])
+        """The tokens of a text in the midst of others, byte for byte: llguidance takes them for the only ones possible.
+
+        Many tokenizers put a space before a text, or have one token for all that they do not know.
+        """
+        spelled = text if isinstance(text, bytes) else text.encode()
+        decoded = spelled.decode(errors="replace")
+        for before in _BEFORE:
+            if found := self._end_of(encode(self._loaded.tokenizer, before + decoded, special=False), spelled):
+                return found
+        return [self._of_byte[byte] for byte in spelled] if self.spell_everything else []
+
+    def _end_of(self, tokens: list[int], spelled: bytes) -> list[int]:
+        """The last of the tokens, which spell just these bytes."""
+        found = b""
+        for place in range(len(tokens) - 1, -1, -1):
+            if len(found := self.tokens[tokens[place]] + found) >= len(spelled):
+                return tokens[place:] if found == spelled else []
+        return []
 
 
 class MatcherConstraint:

@@ -145,6 +145,21 @@ def regex_grammar(pattern: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": f"start: /{_escaped(pattern)}/"}]})
 
 
+def without_forcing(grammar: str) -> str:
+    """The same grammar for a vocabulary that cannot spell every text.
+
+    Where only one text can come next, llguidance takes its tokens for chosen, and does not see that a token may begin
+    there and reach further: that there is one for " the", and none for a space.
+    """
+    parts = [_not_forced(part) for part in json.loads(grammar)["grammars"]]
+    return json.dumps({"grammars": parts})
+
+
+def _not_forced(part: dict[str, Any]) -> dict[str, Any]:
+    text = part["lark_grammar"] if "lark_grammar" in part else f"start: %json {json.dumps(part['json_schema'])}"
+    return {"lark_grammar": text if "%llguidance" in text else f'%llguidance {{"no_forcing": true}}\n{text}'}
+
+
 def _lark(text: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": text}]})
 

@@ -1,0 +1,42 @@
+"""The inputs of a batch: each a row of its own, whatever they come in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas
+import pytest
+
+from jupyter_llmcloud.client.batches import row_groups
+from jupyter_llmcloud.errors import UsageError
+
+
+def asked(inputs: Any, column: str | None = None) -> list[Any]:
+    """The prompts that are asked for."""
+    groups = list(row_groups("tiny", inputs, column, {"max_tokens": 3}))
+    return [json.loads(line)["body"]["prompt"] for _, lines in groups for line in lines]
+
+
+def test_rows_may_come_from_a_list_a_generator_or_a_data_frame() -> None:
+    frame = pandas.DataFrame({"prompt": ["a", "b"], "text": ["c", "d"]})
+    assert asked(["a", "b"]) == asked(iter(["a", "b"])) == asked(frame) == asked(frame["prompt"]) == ["a", "b"]
+    assert asked(frame, "text") == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ("Hello", "this is one text"),
+        (b"Hello", "this is one text"),
+        (
+            {"train": ["a"], "test": ["b"]},
+            r"a mapping of 'train', 'test': give one of its values \(inputs\['train'\]\)",
+        ),
+        ({}, "a mapping of : give one of its values, or"),
+    ],
+    ids=str,
+)
+def test_what_would_be_taken_apart_into_letters_or_names_is_refused(inputs: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        asked(inputs)
