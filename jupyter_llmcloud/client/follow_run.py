@@ -90,6 +90,7 @@ class TerminalRun:
                 self._said.add(why)
                 terminal.say(f"{record.name}: {why}")
         if journals is not None:
+            journals.follow(record.ranks)
             for rank, records in journals.metrics():
                 terminal.metrics(rank, records)
             for rank in record.ranks:

@@ -119,7 +119,11 @@ class ClusterHost:
         gone_since: float | None = None
         while not self._finished.is_set():
             await asyncio.sleep(WATCH_S)
-            if self.record.has_owner or await self._is_busy():
+            try:
+                is_needed = self.record.has_owner or await self._is_busy()
+            except (OSError, RuntimeError, ValueError):  # the scheduler did not answer: the next time
+                continue
+            if is_needed:
                 gone_since = None
             elif gone_since is None:
                 gone_since = time.monotonic()

@@ -15,8 +15,15 @@ class RunJournals:
 
     def __init__(self, folder: RunFolder, ranks: Sequence[int]) -> None:
         self._folder = folder
-        self._metrics = {rank: Cursor() for rank in ranks}
-        self._logs = {rank: Cursor() for rank in ranks}
+        self._metrics: dict[int, Cursor] = {}
+        self._logs: dict[int, Cursor] = {}
+        self.follow(ranks)
+
+    def follow(self, ranks: Sequence[int]) -> None:
+        """Read those of these ranks, too: an elastic run gets more of them."""
+        for rank in ranks:
+            self._metrics.setdefault(rank, Cursor())
+            self._logs.setdefault(rank, Cursor())
 
     def metrics(self) -> Iterator[tuple[int, list[Record]]]:
         """What is new, rank by rank."""

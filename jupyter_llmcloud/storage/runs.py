@@ -251,10 +251,10 @@ class RunFolder:
         """The record; raises NotFound when there is none."""
         try:
             data = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+            known = {key: value for key, value in data.items() if key in RunRecord.__dataclass_fields__}
+            return RunRecord(**{**known, "run_id": self.run_id})  # of a folder that was copied, too
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
             raise NotFound(f"there is no run {self.run_id!r}.") from None
-        known = RunRecord.__dataclass_fields__
-        return RunRecord(**{key: value for key, value in data.items() if key in known})
 
     def set_log_scales(self, metrics: list[str]) -> None:
         """Remember which metrics are drawn in powers of ten, for every later view of the run."""
@@ -313,10 +313,10 @@ class RunStore:
         """Every run, the newest first."""
         records = []
         if self.path.is_dir():
-            for path in self.path.iterdir():
+            for path in filter(is_run_name, self.path.iterdir()):
                 try:
                     records.append(RunFolder(path).read())
-                except NotFound:
+                except (NotFound, OSError):  # of somebody else's root, say, whose runs are theirs alone
                     continue
         return sorted(records, key=lambda record: record.created, reverse=True)
 
@@ -349,6 +349,11 @@ class RunStore:
             raise UsageError(f"run {folder.run_id!r} is still active: stop it first (%runs stop {name}).")
         shutil.rmtree(folder.path)
         return folder.run_id
+
+
+def is_run_name(path: os.PathLike[str]) -> bool:
+    """Whether a folder is named as those of runs are: what a file manager has copied beside them is none."""
+    return NAME_PATTERN.fullmatch(os.path.basename(path)) is not None
 
 
 def _by_rank(found: Mapping[str, dict[str, float]]) -> Times:

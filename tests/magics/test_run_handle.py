@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.client.follow_run import TerminalRun
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.commands import runs
 from jupyter_llmcloud.magics.commands.tables import Table
@@ -211,3 +212,41 @@ def test_text_is_at_the_left_of_a_table_and_numbers_at_the_right() -> None:
     assert repr(table) == "name  ranks\na         2\nlong     16"
     assert '<td align="left" style="text-align:left">a</td>' in table._repr_html_()
     assert '<td align="right" style="text-align:right">16</td>' in table._repr_html_()
+
+
+class Growing(RunHandle):
+    """A run that gets a third rank after the first look at it."""
+
+    num_looks = 0
+
+    def _has_ended(self, record: RunRecord) -> bool:
+        self.num_looks += 1
+        if self.num_looks == 2:
+            write(self.folder, 2, out("of the third rank\n", 2.0))
+            grown = RunRecord("r-1", "r", "finished", record.created, time.time(), [0, 1, 2], 3)
+            self.folder.write(grown)
+        return super()._has_ended(record)
+
+
+def test_what_ranks_write_that_an_elastic_run_gets_later_is_shown(folder: RunFolder, capsys) -> None:
+    write(folder, 0, out("of the first rank\n", 1.0))
+    Growing("r-1", lambda: Server("running")).follow_logs()  # type: ignore[arg-type,return-value]
+    told = capsys.readouterr().out
+    assert "of the first rank" in told and "[2] of the third rank" in told
+
+
+def test_a_terminal_shows_them_too(folder: RunFolder, capsys) -> None:
+    write(folder, 0, out("of the first rank\n", 1.0))
+
+    class Growing(TerminalRun):
+        num_looks = 0
+
+        def _has_ended(self, record: RunRecord) -> bool:
+            self.num_looks += 1
+            if self.num_looks == 2:
+                write(folder, 2, out("of the third rank\n", 2.0))
+                folder.write(RunRecord("r-1", "r", "finished", record.created, time.time(), [0, 1, 2], 3))
+            return not record.is_active
+
+    Growing(Server("running"), folder).follow()  # type: ignore[arg-type]
+    assert "[2] of the third rank" in capsys.readouterr().out

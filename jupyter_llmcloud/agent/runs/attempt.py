@@ -163,6 +163,11 @@ class Attempt:
                 self._send(left, SaveLastState(left=left))
             self._handle(RankDied(rank, reason))
 
+    def how_died(self, rank: int) -> tuple[str, str]:
+        """The name and the reason of what `rank_died` was told last of a rank."""
+        error = self._errors.get(rank, {})
+        return error.get("ename", "RankExited"), error.get("evalue", "the process has ended before its cell began.")
+
     # --- carrying out ---
 
     def _handle(self, event: lifecycle.Event) -> None:

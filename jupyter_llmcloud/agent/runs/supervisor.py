@@ -86,6 +86,10 @@ class Restartable(Protocol):
         """How many ranks there are."""
 
     @property
+    def dead(self) -> Sequence[int]:
+        """Ranks whose process has gone."""
+
+    @property
     def has_lost_members(self) -> bool:
         """Whether ranks have gone with their agent."""
 
@@ -217,7 +221,7 @@ class RunSupervisor:
         self._handle(AttemptStarted())
         is_read = "__file__" in cell.code  # which is in the folder
         self._feed.begin(at_once=is_read or cell.background or bool(cell.max_restarts))
-        self._attempt.begin()
+        self._begin_attempt(self._attempt)
         for note in self._world.take_notes():
             self._feed.tell_state(-1, "note", note)
 
@@ -502,7 +506,7 @@ class RunSupervisor:
         if resume.left_out is not None:
             cell = replace(cell, left_out=[*cell.left_out, list(resume.left_out)])
             self.record.left_out = cell.left_out
-        self._attempt = self._make_attempt(replace(cell, attempt=resume.number, resume=point))
+        before, self._attempt = self._attempt, self._make_attempt(replace(cell, attempt=resume.number, resume=point))
         self._count(resume)
         self._checkpoints.new_attempt(resume.number, cell.ranks)
         for note in [*self._world.take_notes(), resume.note]:
@@ -511,8 +515,15 @@ class RunSupervisor:
         self._feed.mark(kind, resume.point.step if resume.point is not None else None, resume.note)
         for rank in self.ranks:
             self._feed.tell_state(rank, "running")
-        self._attempt.begin()
+        self._begin_attempt(before)
         self._feed.write_record()
+
+    def _begin_attempt(self, told: Attempt) -> None:
+        """Send the cell; `told` has heard of the ranks that have died since all of them had met."""
+        attempt = self._attempt
+        attempt.begin()
+        for rank in set(self._world.dead) & set(attempt.ranks):  # nobody says so once more
+            attempt.rank_died(rank, *told.how_died(rank))
 
     def _count(self, resume: run_machine.Resume) -> None:
         self.record.num_resizes += resume.is_resize

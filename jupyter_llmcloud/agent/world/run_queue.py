@@ -109,13 +109,17 @@ class RunQueue:
         if connection is not None:
             ahead = f"for {self.active.run_id} to end" if self.active else "until the ranks have answered a request"
             connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits {ahead}"))
-        acquired = self._waiting[run_id] = asyncio.ensure_future(self.lock.acquire())
+        turn = self._waiting[run_id] = asyncio.get_running_loop().create_future()  # cancelled by a Stop
+        acquired = asyncio.ensure_future(self.lock.acquire())
+        goes = False
         try:
-            await asyncio.wait([acquired])
+            await asyncio.wait([acquired, turn], return_when=asyncio.FIRST_COMPLETED)
+            goes = not turn.cancelled()
         finally:
-            acquired.cancel()  # no effect when it has come
+            if not acquired.cancel() and not goes:  # both came in the same moment
+                self.lock.release()
             del self._waiting[run_id]
-        return not acquired.cancelled()
+        return goes
 
     def _never_began(
         self, cell: Execute, connection: Connection | None, state: str, error: Exception | None = None

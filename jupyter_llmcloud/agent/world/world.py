@@ -95,6 +95,11 @@ class World:
         return self.members.size
 
     @property
+    def dead(self) -> list[int]:
+        """Ranks whose process has gone."""
+        return sorted(self.members.dead)
+
+    @property
     def generation(self) -> int:
         """Of the process group."""
         return self.members.generation

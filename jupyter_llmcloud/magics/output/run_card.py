@@ -85,6 +85,7 @@ class RunCard:
         if record.ranks and self._journals is None:
             self._journals = RunJournals(self._run.folder, record.ranks)
         if self._journals is not None:
+            self._journals.follow(record.ranks)
             for rank, records in self._journals.metrics():
                 self._view.handle_metrics(rank, records)
                 pace.rest_when_due()

@@ -195,6 +195,8 @@ class RunHandle:
             while not stop.presses:
                 record = self.record
                 ended = self._has_ended(record)
+                ranks = [number for number in record.ranks if rank in (None, number)]
+                journals.follow(ranks)
                 for number in ranks:
                     if (state_now := record.rank_state(number)) != states.get(number):
                         states[number] = state_now

@@ -16,7 +16,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.http.runs import Run
 from jupyter_llmcloud.server.api.runs import as_run, latest
 from jupyter_llmcloud.server.events.sources import TopicSource, encoded
-from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+from jupyter_llmcloud.storage.runs import RunRecord, RunStore, is_run_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ class RunFolders:
 def _names(path: os.PathLike[str]) -> set[str]:
     try:
         with os.scandir(path) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
+            return {entry.name for entry in entries if is_run_name(entry) and entry.is_dir()}
     except FileNotFoundError:
         return set()
 
@@ -77,7 +77,7 @@ def _names(path: os.PathLike[str]) -> set[str]:
 def _stamp(path: os.PathLike[str]) -> Stamp | None:
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # gone, or not to be read by this user
         return None
     return found.st_mtime_ns, found.st_ino
 
@@ -155,8 +155,8 @@ class RunSource(TopicSource):
         for name in names:
             try:
                 found[name] = self._store.folder(name).read()
-            except NotFound:
-                continue  # gone since
+            except (NotFound, OSError):
+                continue  # gone since, or not to be read: the others are told all the same
         return found
 
     async def _item(self, record: RunRecord) -> Run | None:

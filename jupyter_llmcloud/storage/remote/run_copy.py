@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.checkpoints import MANIFEST
 from jupyter_llmcloud.storage.datasets.filesystem import filesystem, join, translated
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
+from jupyter_llmcloud.system.atomic_files import publish_folder
 
 RECORD = "run.json"  # written last: a folder with a record is complete
 CHECKPOINTS = "checkpoints"
@@ -147,7 +147,7 @@ class RunCopy:
                 self._get(Path(staging))
             RunFolder(Path(staging)).write(record)
             Path(staging).chmod(0o700)
-            Path(staging).rename(self._folder.path)
+            publish_folder(Path(staging), self._folder.path, durable=False)  # what is here stays until all is here
             Path(staging).mkdir()  # to be removed
 
     def _get(self, staging: Path) -> None:
@@ -191,7 +191,6 @@ def fetch(store: RunStore, name: str) -> RunFolder:
     folder = store.folder(run_id)
     if folder.exists and folder.read().is_active:
         raise UsageError(f"run {run_id!r} goes on here: stop it first (%runs stop {run_id}).")
-    shutil.rmtree(folder.path, ignore_errors=True)
     RunCopy(folder, run_url(store.url, run_id)).fetch()
     return folder
 

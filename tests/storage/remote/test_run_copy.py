@@ -154,3 +154,23 @@ def test_a_root_that_nothing_here_speaks_with_is_refused_before_anything_starts(
         environment_check.check()
     monkeypatch.setenv("LLMCLOUD_ROOT", "s3://roots/a")
     environment_check.check()
+
+
+def test_what_is_here_of_a_run_stays_when_its_copy_is_not_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copying was cut off, say: the record is written last."""
+    monkeypatch.setenv("LLMCLOUD_ROOT", f"memory://cut-off-{tmp_path.name}")
+    store = on_machine("one", tmp_path, monkeypatch)
+    folder = a_run(store, state="finished")
+    copy = RunCopy(folder, run_url(store.url, folder.run_id))
+    copy.send_files()
+    fs, path = filesystem.filesystem(copy.url)
+    record = fs.cat_file(f"{path}/run.json")
+    fs.rm_file(f"{path}/run.json")
+    with pytest.raises(NotFound):
+        run_copy.fetch(store, folder.run_id)
+    assert folder.read().state == "finished" and folder.metrics(0).exists()
+    fs.pipe_file(f"{path}/run.json", record.replace(b'"finished"', b'"stopped"', 1))
+    assert run_copy.fetch(store, folder.run_id).read().state == "stopped"
+    assert [path.name for path in store.path.iterdir()] == [folder.run_id]
