@@ -265,6 +265,7 @@ class Rank:
                 self.group.move(wanted.store, wanted.interface)
             self.group.join(wanted.generation)
             if wanted.generation:
+                self.group.renew_former()
                 plans.rebuild(torch.distributed.group.WORLD)
             self._start_shell()
         except Exception as error:

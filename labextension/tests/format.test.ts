@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 
-import { formatBytes, formatDuration, formatNumber, formatRate, splitName } from '../src/shared/format';
+import { formatBytes, formatDuration, formatLatency, formatNumber, formatRate, splitName } from '../src/shared/format';
 
 test('numbers have four digits that count, and tell what is not finite', () => {
   expect([0.00025, -0.00125, 1_250_000, 2.3412345, 3.1e-5, 1.5e9].map(value => formatNumber(value))).toEqual([
@@ -30,4 +30,10 @@ test('a long name keeps its end', () => {
 
 test('what is rare is told by the minute', () => {
   expect([0, 1 / 60, 0.4, 1, 59.123].map(formatRate)).toEqual(['0/s', '1/min', '24/min', '1/s', '59.1/s']);
+});
+
+test('the time to an answer is told in milliseconds below a second', () => {
+  expect([0, 0.0004, 0.0243, 0.9994, 0.9996, 1.24, 75].map(formatLatency)).toEqual([
+    '< 1 ms', '< 1 ms', '24 ms', '999 ms', '1.0 s', '1.2 s', '1 min 15 s'
+  ]);
 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -86,3 +87,21 @@ async def test_what_goes_on_from_an_answer_goes_to_the_replica_that_keeps_it_or_
     assert await asyncio.wait_for(waiting, 1) is keeper
     replicas.remove(keeper)
     assert await admission.enter(shape=shape) is idle  # which says that the answer is gone
+
+
+async def test_whose_patience_ends_when_a_place_becomes_free_gives_it_to_the_next() -> None:
+    """In the same round of the loop: the place is granted, and the time is over before it knows."""
+    one = replica()
+    admission = AdmissionControl(lambda: [one], lambda: False)
+    await admission.enter()
+    waiting = asyncio.ensure_future(admission.enter(patience_s=0.01))
+    await asyncio.sleep(0)
+    following = asyncio.ensure_future(admission.enter())
+    await asyncio.sleep(0)
+    time.sleep(0.02)  # the loop is busy: when it looks at the clock again, the time is over
+    asyncio.get_running_loop().call_soon(admission.leave, one)
+    with pytest.raises(NotAdmitted):
+        await waiting
+    assert await asyncio.wait_for(following, 1) is one
+    admission.leave(one)
+    assert (one.num_in_flight, admission.num_waiting) == (0, 0)

@@ -12,6 +12,7 @@ import pytest
 
 from jupyter_llmcloud.server.gateway import metrics
 from jupyter_llmcloud.server.gateway.tracing import trace_context
+from jupyter_llmcloud.storage.server_state import RequestRecord
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -72,6 +73,15 @@ def test_the_number_of_labels_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     labels = {metrics.endpoint_label(f"e{number}") for number in range(1000)}
     assert len(labels) == metrics.MAX_ENDPOINTS + 1 and metrics.OTHER in labels
     assert metrics.endpoint_label("e0") == "e0"
+
+
+def test_an_answer_that_was_given_again_is_no_error() -> None:
+    endpoint = metrics.endpoint_label("cached-once")
+    record = RequestRecord("req-1", "key:a", endpoint, "completions", 200, 0.001, outcome="cached")
+    metrics.count_request(record)
+    assert metrics.REQUESTS.labels(endpoint, "completions", "200")._value.get() == 1
+    told = [sample.labels for metric in metrics.ERRORS.collect() for sample in metric.samples]
+    assert not [labels for labels in told if labels["endpoint"] == endpoint]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,9 @@ def test_what_is_no_answer_is_refused(sent: bytes) -> None:
         AnswerDecoder().feed(sent)
 
 
+LARGE = b"x" * (MAX_BUFFERED + (1 << 16))
+
+
 class Replica:
     """One that answers by the path that is asked."""
 
@@ -114,6 +117,9 @@ class Replica:
             await response.write(b"begun")
             assert response._req is not None and response._req.transport is not None
             response._req.transport.close()
+            return
+        if path == "/large":
+            await response.write(LARGE)
             return
         if path == "/flood":
             while True:
@@ -192,6 +198,21 @@ async def test_who_reads_slowly_has_the_replica_wait(tmp_path: Path) -> None:
         while taken < 4 * MAX_BUFFERED:
             taken += len(await answer.readany())
         connections.give_back(connection)
+
+
+async def test_a_connection_whose_large_answer_nobody_has_taken_answers_the_next_request(tmp_path: Path) -> None:
+    """All of it has come, more than is held: whoever asked has hung up in that moment."""
+    async with serving(tmp_path) as (made, connections):
+        connection = await connections.take()
+        await connections.ask(connection, "/large", b"{}", {})
+        async with asyncio.timeout(20):
+            while not connection.is_reusable:
+                await asyncio.sleep(0)
+        assert connection.is_paused
+        connections.give_back(connection)
+        async with asyncio.timeout(20):
+            assert await asked(connections) == b"one two"
+        assert len(made.peers) == 1
 
 
 async def test_pieces_are_handed_over_as_they_come(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.core.scheduling.priorities import Shortage
+from jupyter_llmcloud.server.endpoints import registry
 from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -73,6 +75,23 @@ async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_ar
     await change(server, "rollback", {})
     await until(lambda: _is_revision(server, "1"), "it is back")
     assert len(server.agent.processes) == 2  # nothing was started for any of it
+
+
+async def test_changes_that_come_at_the_same_time_come_one_after_the_other(
+    server: Server, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether weights can be changed in place is looked up beside the loop, and meanwhile others may change things."""
+    await server.serve(model)
+    monkeypatch.setattr(registry, "difference", lambda *_: time.sleep(0.3) or "")
+    better, best = make_model(tmp_path / "better"), make_model(tmp_path / "best")
+    changes = [change(server, "update", {"target": str(folder)}) for folder in (better, best)]
+    await asyncio.gather(*changes, change(server, "scale", {"replicas": 2}))
+    stored = server.context.endpoints.get("tiny").stored
+    assert [item.number for item in stored.revisions] == [1, 2, 3]
+    assert {item.model for item in stored.revisions} == {str(model), str(better), str(best)}
+    assert stored.current.num_replicas == 2
+    await asyncio.gather(change(server, "rollback", {}), change(server, "scale", {"replicas": 1}))
+    assert (stored.current.number, stored.revisions[-1].num_replicas) == (2, 1)
 
 
 async def test_a_model_that_generates_no_text_does_not_take_the_place_of_one_that_does(
@@ -316,12 +335,7 @@ async def test_an_adapter_that_a_new_model_cannot_take_is_not_listed_until_there
 
 async def test_adapters_come_and_go_while_it_answers(server: Server, model: Path, tmp_path: Path) -> None:
     await server.serve(model)
-    folder = tmp_path / "legal"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(model), "peft_type": "LORA"})
-    )
-    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    folder = make_adapter(tmp_path / "legal", model)
     now = await change(server, "adapters", {"target": str(folder)}, 201)
     assert now["adapters"] == ["legal"]
     key = await server.key("infer:tiny", "models:read")
@@ -345,6 +359,41 @@ async def test_adapters_come_and_go_while_it_answers(server: Server, model: Path
     assert (await server.complete("hello", model="legal")).status_code == 404
     assert (await change(server, "adapters", {"target": str(model)}, 422))["error"] == "ModelError"
     assert (await server.ask("DELETE", "llmcloud/api/endpoints/tiny/adapters/legal")).status_code == 404
+
+
+def make_adapter(folder: Path, model: Path) -> Path:
+    """One of PEFT."""
+    folder.mkdir()
+    about = {"base_model_name_or_path": str(model), "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return folder
+
+
+async def test_a_replica_that_was_being_loaded_has_the_adapters_that_came_meanwhile_and_not_those_that_went(
+    server: Server, model: Path, tmp_path: Path
+) -> None:
+    (model / "slow").touch()
+    asked = await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny"})
+    assert asked.status_code == 201
+    await until(lambda: server.agent.processes, "the replica is started")
+    for name in ("legal", "medical"):
+        await change(server, "adapters", {"target": str(make_adapter(tmp_path / name, model))}, 201)
+    await server.ask("DELETE", "llmcloud/api/endpoints/tiny/adapters/legal")
+    (model / "slow").unlink()
+    assert (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()["state"] == "ready"
+    assert (await server.stats())["adapters"] == ["medical"]
+    (model / "slow").touch()
+    await change(server, "scale", {"replicas": 2})
+    await until(lambda: len(server.agent.processes) == 2, "another one is started")
+    await change(server, "adapters", {"target": str(tmp_path / "legal")}, 201)
+    await server.ask("DELETE", "llmcloud/api/endpoints/tiny/adapters/medical")
+    (model / "slow").unlink()
+    endpoint = server.context.endpoints.get("tiny")
+    await until(lambda: len(endpoint.ready_replicas()) == 2, "both are ready")
+    for replica in endpoint.ready_replicas():
+        async with replica.session.get("/stats") as response:
+            assert (await response.json())["adapters"] == ["legal"]
 
 
 async def test_a_replica_without_room_waits_says_why_and_is_served_when_there_is_some(

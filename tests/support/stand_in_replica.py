@@ -61,7 +61,7 @@ class StandIn:
     async def stats(self, _: web.Request) -> web.Response:
         """What happened so far."""
         told = {"cancelled": self.num_cancelled, "asked": self.num_asked, "active": self.num_active}
-        return web.json_response({**told, "pid": os.getpid()})
+        return web.json_response({**told, "pid": os.getpid(), "adapters": sorted(self.adapters)})
 
     async def reload(self, request: web.Request) -> web.Response:
         """Take the weights of another folder, unless a file `keeps` in it says that they do not fit."""

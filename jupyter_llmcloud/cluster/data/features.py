@@ -6,11 +6,13 @@ The moments of parts are put together as in Chan, Golub, LeVeque, Algorithms for
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
 
+_EPSILON = sys.float_info.epsilon
 Moments = tuple[int, float, float]  # how many, their mean, the sum of squared differences from it
 
 
@@ -56,7 +58,13 @@ def together(parts: Iterable[Mapping[str, Moments]]) -> dict[str, Moments]:
 
 def statistics(whole: Mapping[str, Moments]) -> dict[str, list[float]]:
     """[mean, standard deviation] by column; a column that is always the same is only shifted."""
-    return {name: [mean, math.sqrt(squares / n) or 1.0] for name, (n, mean, squares) in whole.items()}
+    return {name: [mean, _deviation(n, mean, squares)] for name, (n, mean, squares) in whole.items()}
+
+
+def _deviation(n: int, mean: float, squares: float) -> float:
+    """1 where there is no more of the squares than rounding leaves of values that are all the same."""
+    rounded = (4 * n * _EPSILON * mean) ** 2
+    return math.sqrt(squares / n) if squares > rounded else 1.0
 
 
 def normalized(row: dict[str, Any], known: Mapping[str, Sequence[float]]) -> dict[str, Any]:

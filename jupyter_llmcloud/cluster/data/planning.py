@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,11 +61,12 @@ def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite
         _check_recipe(recipe, before)
     recipe = _with_classes(recipe, files, before)
     there = filesystem.names_in(filesystem.join(recipe.out, SHARDS), recipe.storage)
-    kept, new, note = _split(files, before, there)
+    kept, new, note = _split(files, before, there, forgets=recipe.dedup != "none")
     if kind == "parquet":
         new = [_with_row_groups(file, partition_bytes, recipe.storage) for file in new]
     whole_units = (kind == "text" and recipe.unit != "line") or recipe.encoding != "utf-8"
     partitions = cut(new, "whole" if whole_units else kind, partition_bytes)
+    recipe = _named_whole(recipe, kept, partitions)
     known = {source.url: source for source in (before.sources if before is not None else ())}
     covered = {url for shard in kept for url in shard.sources}
     old = [source for url, source in known.items() if url in covered]
@@ -72,6 +74,13 @@ def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite
     return PreparationPlan(
         recipe, tuple(kept), tuple(partitions), _finished(recipe, partitions, there), (*old, *added), before, note
     )
+
+
+def _named_whole(recipe: Recipe, kept: Sequence[Shard], partitions: Sequence[Partition]) -> Recipe:
+    if not recipe.depends_on_all:
+        return recipe
+    told = repr(([shard.name for shard in kept], [partition.key for partition in partitions]))
+    return replace(recipe, whole=hashlib.sha256(told.encode()).hexdigest()[:12])
 
 
 def _check(recipe: Recipe, kind: str) -> None:
@@ -109,9 +118,12 @@ def _with_classes(recipe: Recipe, files: Sequence[SourceFile], before: Manifest 
 
 
 def _split(
-    files: Sequence[SourceFile], before: Manifest | None, there: Mapping[str, int]
+    files: Sequence[SourceFile], before: Manifest | None, there: Mapping[str, int], *, forgets: bool
 ) -> tuple[list[Shard], list[SourceFile], str]:
-    """Shards that stay, files that are prepared, and what that means in words."""
+    """Shards that stay, files that are prepared, and what that means in words.
+
+    `forgets`: documents were left out of shards because others have them, which may be the ones that do not stay.
+    """
     if before is None:
         return [], list(files), ""
     now = {file.url: Source(url=file.url, size=file.size, version=file.version) for file in files}
@@ -120,6 +132,8 @@ def _split(
     gone = {url for url in then if url not in now}
     lost = {shard.name for shard in before.shards if there.get(shard.name) != shard.bytes}
     stale = [s for s in before.shards if s.name in lost or (changed | gone) & set(s.sources)]
+    if stale and forgets:
+        stale += [shard for shard in before.shards if shard not in stale and (shard.exact or shard.near)]
     again = {url for shard in stale for url in shard.sources}
     while more := [s for s in before.shards if s not in stale and again & set(s.sources)]:  # of a file that was cut
         stale += more
@@ -159,9 +173,9 @@ def _finished(recipe: Recipe, partitions: Sequence[Partition], there: Mapping[st
     staged = filesystem.names_in(filesystem.join(recipe.out, STAGED), recipe.storage)
     found = {}
     for partition in partitions:
-        name = f"{recipe.shard_key(partition.key)}.parquet"
-        if name in there and f"{name}.json" in staged:
-            url = filesystem.join(recipe.out, STAGED, f"{name}.json")
+        name, told = f"{recipe.shard_key(partition.key)}.parquet", recipe.finished_name(partition.key)
+        if name in there and told in staged:
+            url = filesystem.join(recipe.out, STAGED, told)
             shard = msgspec.json.decode(filesystem.read_bytes(url, recipe.storage), type=Shard)
             if there[name] == shard.bytes:
                 found[partition.key] = shard

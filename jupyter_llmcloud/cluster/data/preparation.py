@@ -35,6 +35,7 @@ from jupyter_llmcloud.errors import ConnectionLost, UsageError
 from jupyter_llmcloud.storage.datasets import filesystem, manifest
 from jupyter_llmcloud.storage.datasets.columns import unified
 from jupyter_llmcloud.storage.datasets.manifest import SHARDS, Manifest, Shard
+from jupyter_llmcloud.storage.datasets.shards import schema_of
 
 LOOK_S = 3.0  # how often it is looked which workers there are
 MAX_TRIES = 3  # of a partition whose worker is lost
@@ -97,13 +98,13 @@ class Preparation:
     async def _run(self) -> Manifest:
         plan, recipe = self._plan, self._plan.recipe
         todo = [partition for partition in plan.partitions if partition.key not in plan.finished]
-        schema = await self._schema(todo)
+        schema = await self._schema()
         first: dict[str, FirstPass] = {}
         dropped: dict[int, tuple[list[int], list[int]]] = {}
         known: dict[str, list[float]] = {}
-        if recipe.has_first_pass and todo:
+        if recipe.has_first_pass and plan.partitions:
             first = await self._first_pass()
-            if recipe.dedup != "none":
+            if recipe.dedup != "none" and todo:
                 dropped = await self._duplicates(first)
             if recipe.normalize:
                 whole = features.together(found.moments for found in first.values())
@@ -130,12 +131,15 @@ class Preparation:
 
     # --- phases ---
 
-    async def _schema(self, todo: Sequence[Partition]) -> bytes:
+    async def _schema(self) -> bytes:
         recipe = self._plan.recipe
         if recipe.tokenizer is not None or recipe.kind == "images":
             return b""
         import pyarrow as pa
 
+        if there := next((shard for shard in self._plan.kept if shard.num_rows), None):  # more of the same
+            at = filesystem.join(recipe.out, SHARDS, there.name)
+            return bytes((await asyncio.to_thread(schema_of, at, recipe.storage)).serialize())
         found: list[Any] = []
 
         def take(partition: Partition, told: bytes) -> None:
@@ -143,7 +147,7 @@ class Preparation:
                 found.append(pa.ipc.read_schema(pa.py_buffer(told)))
 
         partitions = list(self._plan.partitions)
-        spread = partitions[:: max(1, len(partitions) // SAMPLED)][:SAMPLED] if todo else []
+        spread = partitions[:: max(1, len(partitions) // SAMPLED)][:SAMPLED]
         self._begin("looking at the columns", len(spread))
         await self._map("sample", spread, lambda partition: (partition,), take)
         if not found:

@@ -32,6 +32,7 @@ class Recipe:
         skip_bad: leave out, and count, what cannot be read.
         encoding: of text, jsonl and csv.
         types: (column, name of its Arrow type), where it is not told by the values.
+        whole: names all that is prepared together, where that decides about each of its shards (see `depends_on_all`).
         storage: options for fsspec; never kept.
     """
 
@@ -51,12 +52,18 @@ class Recipe:
     skip_bad: bool = False
     encoding: str = "utf-8"
     types: tuple[tuple[str, str], ...] = ()
+    whole: str = ""
     storage: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def has_first_pass(self) -> bool:
         """Whether all of the source must be seen before the first shard can be written."""
         return self.dedup != "none" or bool(self.normalize)
+
+    @property
+    def depends_on_all(self) -> bool:
+        """Whether a shard depends on the other partitions: by duplicates, by means, or by the types of its columns."""
+        return self.has_first_pass or (self.tokenizer is None and self.kind != "images")
 
     def described(self) -> dict[str, Any]:
         """What decides the rows of a shard, besides its partition: kept in the manifest."""
@@ -81,4 +88,11 @@ class Recipe:
     def shard_key(self, partition_key: str) -> str:
         """The name of the shard that this makes of a partition."""
         told = repr(sorted(self.described().items())) + partition_key
+        if self.classes:  # whose numbers are in the shard
+            told += repr(self.classes)
         return hashlib.sha256(told.encode()).hexdigest()[:20]
+
+    def finished_name(self, partition_key: str) -> str:
+        """What is told of that shard once it is written is kept under this name until there is a manifest."""
+        whole = f".{self.whole}" if self.whole else ""
+        return f"{self.shard_key(partition_key)}.parquet{whole}.json"

@@ -194,7 +194,9 @@ class PartitionWork:
             seconds=round(time.process_time() - began, 3),
         )
         filesystem.replace(
-            filesystem.join(recipe.out, STAGED, f"{name}.json"), msgspec.json.encode(written), recipe.storage
+            filesystem.join(recipe.out, STAGED, recipe.finished_name(partition.key)),
+            msgspec.json.encode(written),
+            recipe.storage,
         )
         return written
 

@@ -199,6 +199,13 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     # --- collectives ---
     _rule(
+        "group-ended",
+        r"is not initialized in the world group map|is not registered, please create group with"
+        r"|could not resolve the process group|invalid process group specified",
+        "{who} used a process group, or a model on one, that has ended with the ranks that it was made for.",
+        "Run the cell again that makes the group, or wraps the model.",
+    ),
+    _rule(
         "collective-mismatch",
         r"mismatch between collectives|preamble\.length|op\.preamble|collectives? (differ|mismatch)"
         r"|ranks? .{0,40}different (collective|shape|number of (bytes|elements))|sizes? .{0,30}(differ"

@@ -6,6 +6,7 @@ The lines are those of OpenAI's Batch API: {"custom_id", "method": "POST", "url"
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class RowRefused(ValueError):
 def parse_row(line: bytes, url: str) -> BatchRow:
     """A line of the input of a batch to `url`. Raises RowRefused."""
     try:
-        row = json.loads(line)
+        row = _decoded(line)
     except (ValueError, RecursionError) as error:
         raise RowRefused("invalid_json_line", f"the line is not JSON: {error}.") from None
     if not isinstance(row, dict):
@@ -60,6 +61,20 @@ def parse_row(line: bytes, url: str) -> BatchRow:
     if body.get("stream"):
         raise RowRefused("unsupported_parameter", "body.stream: a batch has nobody to stream to.", "body.stream")
     return BatchRow(custom_id, body["model"], body)
+
+
+def _decoded(line: bytes) -> Any:
+    """JSON as a request may have it. Python reads more than that: NaN, and halves of characters. Raises ValueError."""
+    row = json.loads(line, parse_constant=_finite, parse_float=_finite)
+    if b"\\u" in line:
+        json.dumps(row, ensure_ascii=False).encode()
+    return row
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is no number there")
+    return number
 
 
 def num_rows_at_once(num_places: int, num_waiting: int) -> int:

@@ -67,5 +67,5 @@ def _has_one_model(endpoint: EndpointController) -> bool:
 
 
 def _place(request: GatewayRequest, endpoint: EndpointController) -> str | None:
-    revision = endpoint.stored.current.fingerprint
-    return cache_key(request.actor, endpoint.name, revision, request.route, request.body)
+    revision = endpoint.stored.current
+    return cache_key(request.actor, endpoint.name, revision.answers_by, request.route, request.body)

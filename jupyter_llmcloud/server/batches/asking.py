@@ -127,7 +127,7 @@ class RowAsker:
             return _refused(request_id, ApiError(404, why, param="model", code="model_not_found"))
         sink, open_request = _Collected(), OpenRequest(key_id=key_id)
         body = msgspec.json.encode(row.body)
-        shape = shape_of(body, key_id or owner)
+        shape = shape_of(body, owner)  # as its other requests are routed: all of them to one revision
         try:
             open_request.reservation = self._reserve(key_id, shape)
         except ApiError as error:

@@ -226,6 +226,8 @@ class EndpointController:
         """Begin to keep its replicas; `inherited` ones may live still and are looked for."""
         before = self.stored.replicas if inherited else []
         self._replicas = {number: ReplicaClient(number, stored) for number, stored in enumerate(before, 1)}
+        for replica in self._replicas.values():
+            replica.adapters = dict(self.stored.adapters)
         self.stored.state, self.stored.reason = "starting", ""
         self._save()
         revisions = served(self.stored.revisions)
@@ -339,13 +341,27 @@ class EndpointController:
         for error in told:  # one that is lost is replaced by one that has the adapters
             if isinstance(error, BaseException) and not isinstance(error, ReplicaRefusal | ReplicaLost):
                 raise error
-        if folder:
-            self.stored.adapters[name] = folder
-            for one in asked:
-                one.reported.get("adapters_refused", {}).pop(name, None)
-        else:
-            self.stored.adapters.pop(name, None)
+        for adapters in (self.stored.adapters, *(replica.adapters for replica in asked)):
+            if folder:
+                adapters[name] = folder
+            else:
+                adapters.pop(name, None)
         self._save()
+
+    async def _catch_up(self, replica: ReplicaClient) -> None:
+        """Have a replica answer for the adapters that have come, and no more for those that have gone, since it starts.
+
+        Raises ReplicaLost.
+        """
+        wanted = self.stored.adapters
+        for name in [name for name in {**replica.adapters, **wanted} if replica.adapters.get(name) != wanted.get(name)]:
+            folder = wanted.get(name, "")
+            try:
+                await replica.change("/adapters", {"name": name, "folder": folder})
+            except ReplicaRefusal as error:  # as where it loads them itself: the others are answered for
+                self._log.warning("endpoint %s: %s has no adapter %s: %s", self.name, replica, name, error)
+            replica.adapters[name] = folder
+        replica.adapters = {name: folder for name, folder in replica.adapters.items() if folder}
 
     async def stop(self) -> None:
         """End every replica; returns when nothing is left of them."""
@@ -467,6 +483,7 @@ class EndpointController:
         try:
             placed = await self._host.place(self.name, revision, self.stored.cluster)
             adapters = dict(self.stored.adapters)
+            replica.adapters = dict(adapters)
             replica.stored = placed.replica  # known before it runs, so that whoever stops now ends it too
             self._save()
             replica.stored = await self._host.start(self.name, revision, placed, adapters)
@@ -485,6 +502,11 @@ class EndpointController:
 
     async def _probe(self, replica: ReplicaClient) -> Event:
         health = await replica.health(PROBE_TIMEOUT_S)
+        if health.state == "ready" and replica.adapters != self.stored.adapters:
+            try:
+                await self._catch_up(replica)
+            except ReplicaLost as error:
+                return Probed(replica.number, "unreachable", str(error))
         if health.state == "ready":
             replica.load.capacity = int(health.values.get("max_concurrent") or replica.load.capacity)
             if not replica.reported and (since := self._plan.started_at(replica.number)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,25 +232,22 @@ class EndpointRegistry:
         canary: int | None = None,
         step: int | None = None,
     ) -> EndpointController:
-        current = endpoint.stored.current
-        # Models of checkpoints that are gone cannot be gone back to.
-        revisions = [
-            item
-            for item in endpoint.stored.revisions
-            if item.role != rollout.RETIRED or item.step is None or Path(item.model).is_dir()
-        ]
-        new = dataclasses.replace(
-            current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
-            fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
-            source=folder.source, step=step,
-        )  # fmt: skip
-        if canary is not None:
-            endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
-        else:
+        while True:
+            before, current = endpoint.stored.revisions, endpoint.stored.current
+            revisions = _that_are_there(before)
+            new = dataclasses.replace(
+                current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
+                fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
+                source=folder.source, step=step,
+            )  # fmt: skip
+            if canary is not None:
+                endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
+                return endpoint
             if not new.keep_previous:  # whose replicas shall stay as they are
                 new = dataclasses.replace(new, in_place_of=await self._in_place_of(new, current))
-            endpoint.change(rollout.updated(revisions, new, time.time()))
-        return endpoint
+            if endpoint.stored.revisions is before:  # else it was changed meanwhile, and this must be thought of anew
+                endpoint.change(rollout.updated(revisions, new, time.time()))
+                return endpoint
 
     async def _in_place_of(self, new: Revision, before: Revision) -> int:
         """The revision whose replicas can load the weights of `new`, since nothing else differs; 0: none can."""
@@ -274,16 +271,18 @@ class EndpointRegistry:
     async def rollback(self, name: str) -> EndpointController:
         """Without the canary, or back to the revision before this one."""
         endpoint = self.active(name)
-        before = endpoint.stored.current
-        revisions = rollout.rolled_back(endpoint.stored.revisions)
-        stable = rollout.with_role(revisions, rollout.STABLE)
-        previous = rollout.with_role(endpoint.stored.revisions, rollout.PREVIOUS)
-        is_warm = stable is not None and previous is not None and stable.number == previous.number
-        if stable is not None and stable.number != before.number and not is_warm:
-            in_place = dataclasses.replace(stable, in_place_of=await self._in_place_of(stable, before))
-            revisions = [in_place if item.number == stable.number else item for item in revisions]
-        endpoint.change(revisions)
-        return endpoint
+        while True:
+            before, current = endpoint.stored.revisions, endpoint.stored.current
+            revisions = rollout.rolled_back(before)
+            stable = rollout.with_role(revisions, rollout.STABLE)
+            previous = rollout.with_role(before, rollout.PREVIOUS)
+            is_warm = stable is not None and previous is not None and stable.number == previous.number
+            if stable is not None and stable.number != current.number and not is_warm:
+                in_place = dataclasses.replace(stable, in_place_of=await self._in_place_of(stable, current))
+                revisions = [in_place if item.number == stable.number else item for item in revisions]
+            if endpoint.stored.revisions is before:  # nobody has changed it meanwhile
+                endpoint.change(revisions)
+                return endpoint
 
     async def shadow(self, name: str, revision: str | None) -> EndpointController:
         """Copy requests to a revision (its number, or a target to serve as a new one); None ends that."""
@@ -300,6 +299,7 @@ class EndpointRegistry:
             except LLMCloudError as other:
                 raise type(other)(f"{error} {other}") from None
             _check_kind(endpoint, folder, revision)
+            revisions = endpoint.stored.revisions  # as they are now
             new = dataclasses.replace(
                 endpoint.stored.current, number=rollout.next_number(revisions), model=str(folder.path), target=revision,
                 fingerprint=folder.revision, base_model=folder.base_model, num_replicas=1, step=None,
@@ -373,6 +373,13 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         keep_previous=spec.keep_previous,
         priority=spec.priority,
     )  # fmt: skip
+
+
+def _that_are_there(revisions: Sequence[Revision]) -> list[Revision]:
+    """Without models of checkpoints that are gone: to these one cannot go back."""
+    return [
+        item for item in revisions if item.role != rollout.RETIRED or item.step is None or Path(item.model).is_dir()
+    ]
 
 
 def _check_kind(endpoint: EndpointController, folder: ModelFolder, target: str) -> None:

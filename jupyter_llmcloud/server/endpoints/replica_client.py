@@ -61,6 +61,7 @@ class ReplicaClient:
         weight: of its revision, in percent of the requests; 0: it gets none.
         breaker: keeps requests away while it fails them.
         reported: what it said of itself when it was ready last: its engine, threads, memory.
+        adapters: that it was asked to answer for, by their names: their folders.
     """
 
     def __init__(self, number: int, stored: StoredReplica) -> None:
@@ -70,6 +71,7 @@ class ReplicaClient:
         self.weight = 0
         self.breaker = CircuitBreaker()
         self.reported: dict[str, Any] = {}
+        self.adapters: dict[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
         self._connections: ReplicaConnections | None = None
         self._uses: set[_CallInProgress] = set()

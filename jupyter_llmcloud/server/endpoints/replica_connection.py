@@ -91,6 +91,7 @@ class ReplicaConnection(asyncio.Protocol):
         """Send a request."""
         assert self._transport is not None
         self._decoder = AnswerDecoder()
+        self._go_on()  # whoever asked before may have gone before all of the answer was taken
         self._transport.write(request)
 
     async def head(self) -> tuple[int, Mapping[str, str]]:

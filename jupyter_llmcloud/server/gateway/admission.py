@@ -80,15 +80,20 @@ class AdmissionControl:
             async with asyncio.timeout(patience_s):
                 return await place.granted
         except TimeoutError:
+            self._give_back(place)
             raise NotAdmitted(503, f"no place became free within {patience_s:.0f} s.", 5) from None
         except asyncio.CancelledError:
-            granted = place.granted
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self.leave(granted.result(), place.shape)
+            self._give_back(place)
             raise
         finally:
             if place in self._waiting:
                 self._waiting.remove(place)
+
+    def _give_back(self, place: _WaitingRequest) -> None:
+        """A request waits no longer: its place may have been granted in the very moment in which it gave up."""
+        granted = place.granted
+        if granted.done() and not granted.cancelled() and granted.exception() is None:
+            self.leave(granted.result(), place.shape)
 
     def leave(self, replica: ReplicaClient, shape: RequestShape = RequestShape()) -> None:  # noqa: B008
         """A request is over."""

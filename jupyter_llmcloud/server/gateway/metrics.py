@@ -71,7 +71,7 @@ def count_request(record: RequestRecord) -> None:
     REQUESTS.labels(endpoint, record.route, str(status)).inc()
     if record.first_byte_s is not None:
         FIRST_BYTE.labels(endpoint, record.route).observe(record.first_byte_s)
-    if record.status >= 400 or record.outcome != "done":
+    if record.status >= 400 or record.outcome not in ("done", "cached"):
         error = record.outcome if record.outcome != "done" else error_type(record.status)
         ERRORS.labels(endpoint, error).inc()
 

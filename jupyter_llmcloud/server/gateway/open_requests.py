@@ -255,6 +255,10 @@ class OpenRequests:
         await self._write()
 
     async def _write(self) -> None:
+        # Whoever asks for it may be cancelled, as is done when the server ends: the rows are written all the same.
+        await asyncio.shield(asyncio.ensure_future(self._write_in_turn()))
+
+    async def _write_in_turn(self) -> None:
         async with self._one_writes:  # who comes meanwhile waits: what is being written is not there yet
             await self._write_records()
 

@@ -126,6 +126,19 @@ class ShardReader:
             raise UsageError(f"the shard {self._at(shard)!r} cannot be read: {error}. {_AGAIN}") from None
 
 
+def schema_of(url: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The Arrow schema of a shard. Raises NotFound, UsageError."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    fs, path = filesystem.filesystem(url, options)
+    try:
+        with filesystem.translated(url), fs.open(path, "rb") as file:
+            return parquet.read_schema(file).remove_metadata()
+    except pa.ArrowException as error:
+        raise UsageError(f"the shard {url!r} cannot be read: {error}. {_AGAIN}") from None
+
+
 def _several(names: list[str], of: int) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)} of its {of} shards ({', '.join(names[:3])}{more})"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -335,6 +335,25 @@ def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
     for address, state in states.items():
         if state["kind"] == "optimizer" and state["loose"]:
             _put_loose(_inner(table[address]), state["loose"], table, states)
+
+
+def settings_of(accelerator: Any) -> tuple[Any, ...]:
+    """What training changes of an Accelerator itself, or of what stands for one."""
+    return (
+        accelerator.step,
+        accelerator.gradient_state.sync_gradients,
+        accelerator.project_configuration.iteration,
+        accelerator.gradient_accumulation_steps,  # by a schedule of the cell
+    )
+
+
+def put_settings(accelerator: Any, saved: Sequence[Any], is_restart: bool) -> None:
+    """The inverse; of another run of the cell (`--resume`) only what the cell does not set itself."""
+    accelerator.step, sync_gradients, *settings = saved
+    accelerator.gradient_state._set_sync_gradients(sync_gradients)
+    if settings and is_restart:
+        accelerator.project_configuration.iteration, accelerator.gradient_accumulation_steps = settings
+        set_own_folders_aside(accelerator)
 
 
 def set_own_folders_aside(accelerator: Any) -> None:

@@ -24,6 +24,7 @@ from torch.distributed import distributed_c10d as c10d
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group import own_groups
 from jupyter_llmcloud.training.group.no_dns import no_names
+from jupyter_llmcloud.training.group.renewed import FormerGroups
 from jupyter_llmcloud.training.group.sockets import GroupSockets, shut_down, tcp_sockets
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # torch's own default
@@ -53,6 +54,7 @@ class WorldGroup:
         self._sockets = GroupSockets()
         self._given_up = -1  # the newest generation that not all ranks can join
         self._lock = threading.Lock()
+        self._former = FormerGroups(_dead_groups)
         self.move(store)
 
     def move(self, store: str, interface: str = "") -> None:
@@ -68,6 +70,7 @@ class WorldGroup:
     def join(self, generation: int) -> None:
         """Leave the group of an earlier generation, if any, and join this one. Every rank must do so."""
         if dist.is_initialized():
+            self._former.remember(dist.get_rank(), dist.get_world_size())
             _bury()
         c10d._world.group_count = 0  # it names what is looked for in the store; one that was not joined has counted
         with self._lock:
@@ -89,6 +92,10 @@ class WorldGroup:
         finally:
             self._sockets.end_join()
         self.generation = generation
+
+    def renew_former(self) -> None:
+        """Variables that hold groups of an earlier generation use those of this one. Every rank must do so."""
+        self._former.renew()
 
     @contextmanager
     def watch_sockets(self) -> Iterator[None]:

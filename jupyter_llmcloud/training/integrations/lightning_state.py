@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
@@ -23,14 +25,26 @@ _SET_BY_LIGHTNING = ("log", "log_dict")
 _STASH, _STATE = "_llmcloud_means", "_llmcloud_state"
 
 
-class FitState:
+class StandIn:
+    """What checkpoints ask of an Accelerator beside its objects (`settings_of`): here nothing of it changes."""
+
+    gradient_accumulation_steps = 1
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.gradient_state = types.SimpleNamespace(sync_gradients=True, _set_sync_gradients=lambda _: None)
+        self.project_configuration = types.SimpleNamespace(
+            iteration=0, automatic_checkpoint_naming=False, project_dir=None
+        )
+
+
+class FitState(StandIn):
     """Looks to checkpoints like an Accelerator: its models, optimizers, schedulers, and what else has a state."""
 
     def __init__(self, trainer: Any) -> None:
+        super().__init__()
         self._trainer: weakref.ref[Any] = weakref.ref(trainer)
         self._custom_objects = [LoopState(trainer)]
-        self.step = 0
-        self.gradient_state = types.SimpleNamespace(sync_gradients=True, _set_sync_gradients=lambda _: None)
 
     @property
     def _models(self) -> list[Any]:
@@ -51,18 +65,17 @@ class FitState:
         return getattr(getattr(self._trainer(), "precision_plugin", None), "scaler", None)
 
 
-class FabricState:
+class FabricState(StandIn):
     """Looks to checkpoints like an Accelerator: the loaders that a Fabric has set up, which count their passes."""
 
     scaler = None
 
     def __init__(self, cell: Any) -> None:
+        super().__init__()
         self.cell = cell
         self._models = self._optimizers = self._schedulers = ()
         self._loaders: list[Any] = []
         self._custom_objects = [self]
-        self.step = 0
-        self.gradient_state = types.SimpleNamespace(sync_gradients=True, _set_sync_gradients=lambda _: None)
 
     def note(self, loaders: Any) -> None:
         """It has set up one loader, or a list of them."""
@@ -129,7 +142,9 @@ def _own_attributes(callback: Any) -> dict[str, Any]:
 
 
 def _plain(metric: Any) -> dict[str, Any]:
-    return {name: getattr(metric, name) for name in _MEANS if hasattr(metric, name)}
+    values = {name: getattr(metric, name) for name in _MEANS if hasattr(metric, name)}
+    # A metric of torchmetrics that was logged itself belongs to the user's module, and is saved with what the cell has.
+    return {name: value for name, value in values.items() if not isinstance(value, torch.nn.Module)}
 
 
 def _go_on(loop: Any) -> None:

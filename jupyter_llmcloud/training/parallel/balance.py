@@ -305,8 +305,7 @@ class Balancer:
         self._measures = is_asked and ranks.num > 1
         if self._measures or ranks.reference:
             self._balance = Balance(ranks.num)
-        for model in list(self._models) if self.is_on else ():
-            self._hook(model)
+        self._hook_models()
 
     def close(self) -> None:
         """The cell has ended, however."""
@@ -326,16 +325,17 @@ class Balancer:
     def add_model(self, model: torch.nn.Module) -> None:
         """DistributedDataParallel averages its gradients from now on."""
         self._models.setdefault(model, False)
-        if self.is_on:
-            self._hook(model)
+        self._hook_models()
 
-    def _hook(self, model: torch.nn.Module) -> None:
-        if self._models[model]:
+    def _hook_models(self) -> None:
+        # Only where something is to be done: a call for each gradient is a good part of a step that is short.
+        if not self._measures and self._weight == 1.0:
             return
-        self._models[model] = True
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(self._weigh)
+        for model in [model for model, is_hooked in list(self._models.items()) if not is_hooked]:
+            self._models[model] = True
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_hook(self._weigh)
 
     def options_of(self, loader: Any, options: dict[str, Any]) -> dict[str, Any]:
         """With which options Accelerate prepares a loader, so that it can be cut for any number of ranks."""
@@ -421,6 +421,7 @@ class Balancer:
             self._weight = 1.0
         elif is_training or True not in self._modes:
             self._weight = rows[self.ranks.rank] * len(rows) / sum(rows)
+            self._hook_models()
             self._speed.step.is_uneven |= len(set(rows)) > 1
 
     def is_weighed(self) -> None:

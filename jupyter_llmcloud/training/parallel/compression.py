@@ -36,6 +36,21 @@ def compress(model: DistributedDataParallel, name: str) -> None:
         model.register_comm_hook(group, {"fp16": default_hooks.fp16_compress_hook, "bf16": _in_bfloat16}[name])
 
 
+def begun_anew(state: Any, group: dist.ProcessGroup) -> Any:
+    """The state of a communication hook whose wrapper is initialised again, on `group`: its buckets differ at first.
+
+    A world that has another size has a group that stands for no former one.
+    """
+    if isinstance(state, dist.ProcessGroup):
+        return group
+    if isinstance(state, powerSGD_hook.PowerSGDState):
+        state.process_group = state.process_group and group
+        state.iter = 0
+        for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            kept.clear()
+    return state
+
+
 def _in_bfloat16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """torch's own hook for bfloat16 is refused on a CPU, where gloo adds such numbers as well."""
     buffer = bucket.buffer()

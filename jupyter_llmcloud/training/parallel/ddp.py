@@ -7,17 +7,20 @@ remembered, and it is initialised again on the new group; parameters are then th
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.parallel.balance import BALANCE
-from jupyter_llmcloud.training.parallel.compression import compress
+from jupyter_llmcloud.training.parallel.compression import begun_anew, compress
+from jupyter_llmcloud.training.parallel.mesh import has_groups
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.unwrap import chain, unwrapped
 from jupyter_llmcloud.training.parallel.whole import Whole
@@ -33,7 +36,6 @@ class DataParallel(Whole):
     def __init__(self) -> None:
         self._arguments: weakref.WeakKeyDictionary[DistributedDataParallel, dict[str, Any]]
         self._arguments = weakref.WeakKeyDictionary()
-        self._compressions: weakref.WeakKeyDictionary[DistributedDataParallel, str] = weakref.WeakKeyDictionary()
 
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether the model is wrapped, be it below or above torch.compile."""
@@ -54,32 +56,51 @@ class DataParallel(Whole):
         patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": lambda _: __init__})
 
     def prepare(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
-        """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""
+        """Initialise a wrapper, and remember with what: a group in it is replaced when it is renewed."""
         _initialise(model, *args, **kwargs)
         STREAMS.begin_training(model.parameters())
         BALANCE.add_model(model)
         compress(model, ACTIVE.compression)
-        options = {name: value for name, value in kwargs.items() if name != "module"}
-        if len(args) <= 1 and options.get("process_group") is None and options.get("device_mesh") is None:
-            self._arguments[model] = options
-            self._compressions[model] = ACTIVE.compression
+        bound = inspect.signature(_initialise).bind(model, *args, **kwargs).arguments
+        self._arguments[model] = {name: value for name, value in bound.items() if name not in ("self", "module")}
 
     def rebuild(self, group: Any) -> int:
-        """Initialise every wrapper again on `group`.
+        """Initialise every wrapper again on `group`, or on the group of its own that was made again.
 
-        Does nothing when the ranks do not hold the same number of wrappers: which belongs to which could not be told.
+        Does nothing for a group whose ranks do not hold the same wrappers: which belongs to which could not be told.
         """
-        wrappers = list(self._arguments)
-        signatures: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(signatures, [_signature(wrapper) for wrapper in wrappers], group)
-        if any(signature != signatures[0] for signature in signatures):
-            return 0
-        for wrapper in wrappers:
-            module, was_training = wrapper.module, wrapper.training
-            _initialise(wrapper, module, **{**self._arguments[wrapper], "process_group": group})
-            wrapper.train(was_training)
-            compress(wrapper, self._compressions[wrapper])
-        return len(wrappers)
+        own = self._by_group(group)
+        told: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(told, {name: list(map(_signature, found)) for name, found in own.items()}, group)
+        rebuilt = 0
+        for name in sorted(own):
+            members = dist.get_process_group_ranks(c10d._resolve_process_group(name))
+            if all(told[rank].get(name) == told[members[0]].get(name) for rank in members):
+                rebuilt += sum(self._rebuild(wrapper, group) for wrapper in own[name])
+        return rebuilt
+
+    def _by_group(self, world: Any) -> dict[Any, list[DistributedDataParallel]]:
+        """The wrappers whose group there is, in the order in which they were made, by the name of the group."""
+        found: dict[Any, list[DistributedDataParallel]] = {}
+        for wrapper, options in list(self._arguments.items()):
+            mesh = options.get("device_mesh")
+            if mesh is not None and not has_groups(mesh):
+                continue
+            own = mesh.get_group(0) if mesh is not None else options.get("process_group") or world
+            if own in c10d._world.pg_map:
+                found.setdefault(own.group_name, []).append(wrapper)
+        return found
+
+    def _rebuild(self, wrapper: DistributedDataParallel, world: Any) -> bool:
+        module, was_training, options = wrapper.module, wrapper.training, self._arguments[wrapper]
+        hooks = list(wrapper._comm_hooks)
+        if not options.get("device_mesh") and not options.get("process_group"):
+            options = {**options, "process_group": world}
+        _initialise(wrapper, module, **options)
+        wrapper.train(was_training)
+        for hook, state in hooks:
+            wrapper.register_comm_hook(begun_anew(state, wrapper.process_group), hook)
+        return True
 
 
 def _signature(wrapper: DistributedDataParallel) -> tuple[str, int]:

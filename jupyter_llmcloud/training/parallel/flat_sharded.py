@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, ClassVar
 
 import torch
@@ -55,3 +56,41 @@ class FlatShards:
 
 def _shape(tensor: torch.Tensor | None) -> list[int] | None:
     return list(tensor.shape) if tensor is not None else None
+
+
+def settle_all() -> None:
+    """Wrappers of this process forget a step that was broken off with its group, and hold their stretches again."""
+    for module in [value for value in gc.get_objects() if issubclass(type(value), FullyShardedDataParallel)]:
+        if getattr(module, "_is_root", None) is not None:  # it has computed
+            _settle(module)
+
+
+def _settle(module: Any) -> None:
+    module.training_state = type(module.training_state).IDLE
+    if module._is_root:
+        module._post_backward_callback_queued = False
+        module._exec_order_data.next_iter()
+    handle = module._handle
+    if handle is None:
+        return
+    was_broken = handle._training_state.name != "IDLE" or hasattr(handle.flat_param, "_post_backward_hook_state")
+    handle._training_state = type(handle._training_state).IDLE
+    handle._ran_pre_backward_hook = handle._needs_pre_backward_unshard = handle._prefetched = False
+    handle._post_forward_index = None
+    if was_broken and handle.uses_sharded_strategy:
+        _drop_gradients(handle)
+        handle.reshard(True)
+        handle.post_reshard()
+
+
+def _drop_gradients(handle: Any) -> None:
+    """Those of a step that was broken off are of some ranks only, or of whole parameters."""
+    flat = handle.flat_param
+    if hasattr(flat, "_post_backward_hook_state"):
+        flat._post_backward_hook_state[-1].remove()
+        del flat._post_backward_hook_state
+    if hasattr(flat, "_saved_grad_shard"):
+        del flat._saved_grad_shard
+    flat._post_backward_called = False
+    for parameter in [flat, *(getattr(flat, "_params", None) or ())]:
+        parameter.grad = None

@@ -1,16 +1,18 @@
 """Device meshes of this rank, which outlive their process groups.
 
 Spread tensors and FSDP's bookkeeping hold the mesh they were made on, and a mesh holds its groups by name. When the
-group of the world is renewed, new groups are made for the same dimensions and put into the same mesh objects.
+group of the world is renewed, groups of these names are made again (`group.renewed`), or else new ones for the same
+dimensions are put into the same mesh objects.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
@@ -39,12 +41,12 @@ class Meshes:
         """The world has another size."""
         self._made.clear()
 
-    def renew(self, models: Iterable[torch.nn.Module]) -> None:
-        """New groups for every mesh, also where these models hold it. All ranks must call it alike."""
+    def renew(self) -> None:
+        """New groups for every mesh that was not given them yet (see `group.renewed`). All ranks must call it alike."""
         for key, mesh in self._made.items():
-            _adopt_all(self._make(key, mesh.device_type))
-        for model in models:
-            _renew_fsdp(model)
+            if not has_groups(mesh):
+                _adopt_all(self._make(key, mesh.device_type))
+        renew_fsdp()
 
     @staticmethod
     def _make(key: tuple[tuple[str, int], ...], device_type: str) -> DeviceMesh:
@@ -103,14 +105,18 @@ def _adopt(mesh: DeviceMesh, fresh: DeviceMesh) -> None:
     mesh._dim_group_names = [groups[name] for name in mesh.mesh_dim_names or ()]
 
 
-def _fsdp_groups(model: torch.nn.Module) -> list[Any]:
-    found: list[Any] = []
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            state: Any = module._get_fsdp_state()
-            several = getattr(state, "_fsdp_param_groups", None)
-            found += several if several is not None else filter(None, [state._fsdp_param_group])
-    return found
+def has_groups(mesh: DeviceMesh) -> bool:
+    """Whether each of its dimensions has a group of the present process group."""
+    try:
+        return all(c10d._resolve_process_group(name) is not None for name in mesh._dim_group_names)
+    except (LookupError, RuntimeError, ValueError):
+        return False
+
+
+def _fsdp_groups(module: FSDPModule) -> list[Any]:
+    state: Any = module._get_fsdp_state()
+    several = getattr(state, "_fsdp_param_groups", None)
+    return list(several if several is not None else filter(None, [state._fsdp_param_group]))
 
 
 def _mesh_infos(group: Any) -> list[Any]:
@@ -119,26 +125,31 @@ def _mesh_infos(group: Any) -> list[Any]:
     return list({id(info): info for info in infos if info is not None}.values())
 
 
-def _renew_fsdp(model: torch.nn.Module) -> None:
-    """What FSDP keeps of its groups, and of a step that was broken off, is as when the model was wrapped."""
-    for group in _fsdp_groups(model):
-        for info in _mesh_infos(group):
-            info.__post_init__()
+def renew_fsdp() -> None:
+    """What FSDP keeps of its groups, and of a step that was broken off, is as when the modules were wrapped."""
+    for module in [value for value in gc.get_objects() if issubclass(type(value), FSDPModule)]:
+        infos = [info for group in _fsdp_groups(module) for info in _mesh_infos(group)]
+        if all(has_groups(info.mesh) for info in infos):
+            _renew_module(module, infos)
+
+
+def _renew_module(module: FSDPModule, infos: list[Any]) -> None:
+    for info in infos:
+        info.__post_init__()
+    for group in _fsdp_groups(module):
         group._all_gather_result = None  # its collective has ended with the old group
         group._partial_reduce_output = None
         group._post_forward_indices.clear()
         group._training_state = type(group._training_state).IDLE
         group._to_sharded()
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            state: Any = module._get_fsdp_state()
-            state._training_state = type(state._training_state).IDLE
-            state._state_ctx.iter_forward_root = None
-            state._state_ctx.post_backward_final_callback_queued = False
-            if hasattr(state._comm_ctx, "post_forward_order"):  # made by the first forward
-                state._comm_ctx.all_gather_state = None
-                state._comm_ctx.post_forward_order.clear()
-            if (pending := getattr(state._comm_ctx, "reduce_scatter_states", None)) is not None:
-                pending.clear()
-            else:
-                state._comm_ctx.reduce_scatter_state = None  # of older versions
+    state: Any = module._get_fsdp_state()
+    state._training_state = type(state._training_state).IDLE
+    state._state_ctx.iter_forward_root = None
+    state._state_ctx.post_backward_final_callback_queued = False
+    if hasattr(state._comm_ctx, "post_forward_order"):  # made by the first forward
+        state._comm_ctx.all_gather_state = None
+        state._comm_ctx.post_forward_order.clear()
+    if (pending := getattr(state._comm_ctx, "reduce_scatter_states", None)) is not None:
+        pending.clear()
+    else:
+        state._comm_ctx.reduce_scatter_state = None  # of older versions

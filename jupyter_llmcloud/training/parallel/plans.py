@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from jupyter_llmcloud.training.parallel import flat_sharded, mesh
 from jupyter_llmcloud.training.parallel.ddp import DataParallel
 from jupyter_llmcloud.training.parallel.flat_sharded import FlatShards
 from jupyter_llmcloud.training.parallel.fully_sharded import FullyShards
@@ -28,6 +29,8 @@ def install() -> None:
 
 def rebuild(group: Any) -> None:
     """A process group was renewed: prepared models use it. All ranks must call it."""
+    flat_sharded.settle_all()
+    mesh.renew_fsdp()
     for plan in _PLANS:
         plan.rebuild(group)
     ACTIVE.rebuild(group)

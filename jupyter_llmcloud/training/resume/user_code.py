@@ -7,6 +7,7 @@ import os
 import site
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -35,6 +36,17 @@ def is_own_file(path: str) -> bool:
     if not path.endswith(".py") or path.startswith(installed):
         return False
     return not str(Path(path).resolve()).startswith(installed)
+
+
+def own_folders(path: Sequence[str]) -> list[str]:
+    """Those folders of a search path in which no packages are installed."""
+    installed = _installed(tuple(sys.path))
+    return [folder for folder in path if not folder or not _resolved(folder).startswith(installed)]
+
+
+@functools.cache
+def _resolved(folder: str) -> str:
+    return f"{Path(folder).resolve()}/"
 
 
 @functools.cache

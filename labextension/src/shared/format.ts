@@ -42,6 +42,13 @@ export function formatDuration(seconds: number): string {
   return `${whole} s`;
 }
 
+/** How long somebody waits for an answer: below a second as "24 ms". */
+export function formatLatency(seconds: number): string {
+  const milliseconds = Math.round(1000 * Math.max(0, seconds));
+  if (milliseconds >= 1000) return formatDuration(seconds);
+  return milliseconds ? `${milliseconds} ms` : '< 1 ms';
+}
+
 /** A duration that is still growing: whole seconds. */
 export function formatElapsed(seconds: number): string {
   return seconds < 9.95 ? `${Math.floor(Math.max(0, seconds))} s` : formatDuration(seconds);

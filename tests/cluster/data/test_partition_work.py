@@ -231,6 +231,18 @@ def test_columns_are_normalised_over_all_partitions(tmp_path: Path) -> None:
     assert found == pytest.approx((values - values.mean()) / values.std(), abs=1e-5)
 
 
+@pytest.mark.parametrize("value", [0.1, -1e9, 0.0, 7.0])
+def test_a_column_that_is_always_the_same_is_only_shifted_also_where_its_mean_is_rounded(value: float) -> None:
+    from jupyter_llmcloud.cluster.data import features
+
+    parts = [features.moments([{"x": value}] * number, ["x"]) for number in (10, 7, 2048, 3)]
+    known = features.statistics(features.together(parts))
+    assert known["x"][1] == 1.0
+    assert features.normalized({"x": value}, known)["x"] == pytest.approx(0.0, abs=1e-6)
+    close = [{"x": 1.7e9 + number} for number in range(100)]
+    assert features.statistics(features.moments(close, ["x"]))["x"][1] == pytest.approx(28.866, abs=0.01)
+
+
 # --- what is wrong --------------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,8 @@ EXCEPTIONS = [
     ("IndexError", "Target 10 is out of bounds.", "index-out-of-range"),
     ("RuntimeError", "CUDA error: no kernel image is available for execution on the device", "driver-mismatch"),
     ("AssertionError", "Torch not compiled with CUDA enabled", "no-device"),
+    ("ValueError", "Process group <torch.distributed.distributed_c10d.ProcessGroup object at 0x7f> is not initialized in the "
+     "world group map. Please initialize the group first.", "group-ended"),
     ("RuntimeError", "Expected to have finished reduction in the prior iteration before starting a new one.",
      "collective-mismatch"),
     ("DistBackendError", "NCCL error: ncclInvalidUsage. Duplicate GPU detected : rank 1 and rank 0 both on CUDA device",

@@ -22,6 +22,11 @@ def test_a_row_names_its_model_and_its_request() -> None:
     assert (row.custom_id, row.model, row.body) == ("a", "m", {"model": "m", "prompt": "x"})
 
 
+def test_a_row_may_have_any_character_and_any_finite_number() -> None:
+    text = line().replace(b'"x"', b'["\\ud83d\\ude00", 1.5e3, 100000000000000000000]')
+    assert parse_row(text, URL).body["prompt"] == ["\U0001f600", 1500.0, 10**20]
+
+
 @pytest.mark.parametrize(
     ("text", "code", "param"),
     [
@@ -34,6 +39,9 @@ def test_a_row_names_its_model_and_its_request() -> None:
         (line(url="/v1/chat/completions"), "invalid_url", "url"),
         (line(body={"prompt": "x"}), "missing_required_parameter", "body.model"),
         (line(body={"model": "m", "stream": True}), "unsupported_parameter", "body.stream"),
+        (line().replace(b'"x"', b"NaN"), "invalid_json_line", None),
+        (line().replace(b'"x"', b"-1e999"), "invalid_json_line", None),
+        (line().replace(b'"x"', b'"\\ud83d"'), "invalid_json_line", None),
         (line(extra=1), "unknown_parameter", "extra"),
     ],
 )

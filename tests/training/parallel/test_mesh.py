@@ -49,7 +49,7 @@ def test_a_mesh_its_parts_and_their_copies_have_new_groups(new_group: Callable[[
     new_group()
     with pytest.raises(Exception, match="group"):
         works(mesh)
-    meshes.renew([])
+    meshes.renew()
     assert all(map(works, every))
 
 
@@ -61,7 +61,7 @@ def test_a_mesh_of_before_another_size_of_the_world_has_new_groups_each_time(new
     present = meshes.get(DIMENSIONS, CPU)
     assert works(former)
     new_group()
-    meshes.renew([])
+    meshes.renew()
     assert works(former) and works(present)
     meshes.get({"tp": 4}, CPU)  # another mesh of the same ranks
     assert works(former) and works(present)
@@ -74,4 +74,4 @@ def test_parts_of_the_same_name_over_other_ranks_keep_to_their_own_groups(new_gr
     for _ in range(2):
         assert [dist.get_process_group_ranks(mesh.get_group()) for mesh in (inner, outer)] == [[0, 1], [0, 2]]
         new_group()
-        meshes.renew([])
+        meshes.renew()

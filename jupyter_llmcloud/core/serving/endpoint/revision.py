@@ -75,3 +75,9 @@ class Revision:
     keep_previous: float | None = None
     kept_until: float | None = None
     was_stable: bool | None = None
+
+    @property
+    def answers_by(self) -> str:
+        """What decides about its answers: the files, and how they are computed. Other numbers give other tokens."""
+        how = (self.fingerprint, self.dtype, self.engine, self.devices, self.max_model_len)
+        return " ".join(map(str, how))

@@ -196,7 +196,8 @@ class CircuitBreaker:
             self.num_failures, self.retry_at, self._open_for_s = 0, None, 0.0
             return
         self.num_failures += 1
-        if self.num_failures >= self.max_failures:
+        is_open = self.retry_at is not None and now < self.retry_at  # of those that it was asked before it opened
+        if self.num_failures >= self.max_failures and not is_open:
             self._open_for_s = min(self.max_open_s, 2 * self._open_for_s or self.open_s)
             self.retry_at = now + self._open_for_s
 

@@ -101,6 +101,7 @@ _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
 # Whether ranks have the buffers of the first one at the next forward, which depends on how the last one was made.
 _OF_WRAPPERS = ("require_forward_param_sync",)
 _OF_MODULES = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", "_original_forward", "forward"}
+_OF_MODULES |= {"_metric_attributes"}  # of Lightning, by id(): another one in another process
 
 
 def _is_of_module(name: str) -> bool:

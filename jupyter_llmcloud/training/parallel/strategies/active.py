@@ -144,7 +144,7 @@ class ActivePlan:
         if any(signature != signatures[0] for signature in signatures):
             MESHES.forget()  # a rank is new: it has no part of these models
             return 0
-        MESHES.renew(models)
+        MESHES.renew()
         if self._last is not None:
             self._last.broken()
         return len(models)

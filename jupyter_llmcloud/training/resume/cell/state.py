@@ -160,13 +160,7 @@ class CellState:
             "graph": self._cell_objects.take(scope, graph, covered, trained, stager.copy, limit),
             "steps": num_steps,
             "world_size": len(self.cell.ranks),
-            "accelerators": {
-                name: (
-                    *(item.step, item.gradient_state.sync_gradients, item.project_configuration.iteration),
-                    item.gradient_accumulation_steps,
-                )
-                for name, item in context.accelerators().items()
-            },
+            "accelerators": {name: stateful_objects.settings_of(item) for name, item in context.accelerators().items()},
             "gradients": stateful_objects.gradients(
                 [item for item in found if self._may_have_gradients(item.value)], stager.copy
             ),
@@ -227,12 +221,7 @@ class CellState:
         kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
         self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
-            accelerator.step, sync_gradients, *settings = saved["accelerators"][name]
-            accelerator.gradient_state._set_sync_gradients(sync_gradients)
-            if settings and self.cell.attempt:
-                accelerator.project_configuration.iteration = settings[0]
-                accelerator.gradient_accumulation_steps = settings[1]  # by a schedule of the cell
-                stateful_objects.set_own_folders_aside(accelerator)
+            stateful_objects.put_settings(accelerator, saved["accelerators"][name], bool(self.cell.attempt))
         if saved["is_new"]:
             rng.restore_for_new_rank(saved["rng"], self.rank)
         else:

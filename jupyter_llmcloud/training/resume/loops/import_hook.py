@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.training.resume.user_code import is_own_file
+from jupyter_llmcloud.training.resume.user_code import is_own_file, own_folders
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode
@@ -33,14 +33,34 @@ class ModuleFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the other finders find; own modules with a loader that compiles them anew."""
-        for finder in [found for found in sys.meta_path if found is not self]:
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if type(spec.loader) is SourceFileLoader and is_own_file(spec.loader.path):
-                    spec.loader = _TrackedLoader(spec.loader, self._code)
-                return spec
-        return None
+        """What the other finders find, where that is a module of the user's own: with a loader that compiles it anew.
+
+        Whatever else is looked for is left to them. Accelerate looks in each `backward` and `step` for packages that
+        are not installed: to search all of sys.path for those a second time is felt in a short step.
+        """
+        others = [finder for finder in sys.meta_path if finder is not self]
+        searched = sys.path if path is None else path
+        if not any(_own_loader(spec) for spec in _found(others, fullname, path, target, own_folders(searched))):
+            return None
+        spec = next(_found(others, fullname, path, target, searched), None)
+        if spec is not None and (loader := _own_loader(spec)) is not None:
+            spec.loader = _TrackedLoader(loader, self._code)
+        return spec
+
+
+def _found(
+    finders: list[Any], name: str, path: Sequence[str] | None, target: ModuleType | None, folders: Sequence[str]
+) -> Iterator[ModuleSpec]:
+    """What each of them finds; Python's own finder of files in these folders."""
+    for finder in finders:
+        spec = finder.find_spec(name, folders if finder is PathFinder else path, target)
+        if spec is not None:
+            yield spec
+
+
+def _own_loader(spec: ModuleSpec) -> SourceFileLoader | None:
+    loader = spec.loader
+    return loader if type(loader) is SourceFileLoader and is_own_file(loader.path) else None
 
 
 class _TrackedLoader(SourceFileLoader):

@@ -115,6 +115,13 @@ def test_a_replica_that_fails_requests_gets_none_for_a_while_then_one_then_all()
     assert breaker.lets_through(17.0) and breaker.num_failures == 0
 
 
+def test_failures_of_requests_that_were_there_when_a_breaker_opened_do_not_keep_it_open_for_longer() -> None:
+    breaker = CircuitBreaker(max_failures=3, open_s=5.0)
+    for _ in range(32):  # all that the replica answered at once
+        breaker.note(True, 1.0)
+    assert not breaker.lets_through(5.9) and breaker.lets_through(6.0)
+
+
 def test_when_all_replicas_fail_all_are_asked() -> None:
     broken, well = CircuitBreaker(max_failures=1), CircuitBreaker()
     broken.note(True, 0.0)

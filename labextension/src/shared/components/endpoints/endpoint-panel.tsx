@@ -2,7 +2,7 @@
 import { useState } from 'preact/hooks';
 
 import type { Endpoint, Replica } from '../../api/types';
-import { formatBytes, formatDuration, formatRate } from '../../format';
+import { formatBytes, formatDuration, formatLatency, formatRate } from '../../format';
 import type { Client } from '../../stores/client';
 import { useValue } from '../../stores/observable';
 import { useTrans } from '../../translation';
@@ -115,7 +115,7 @@ function Rates({ endpoint }: { endpoint: Endpoint }) {
   const rows: [string, string][] = [
     [trans.__('requests'), formatRate(rates.requests_per_s ?? 0)],
     [trans.__('tokens'), formatRate(rates.tokens_per_s ?? 0)],
-    [trans.__('first token'), typeof first === 'number' ? formatDuration(first) : '–'],
+    [trans.__('first token'), typeof first === 'number' ? formatLatency(first) : '–'],
     [trans.__('waiting'), String(rates.num_queued ?? 0)],
     [trans.__('answering'), String(rates.num_in_flight ?? 0)],
     [trans.__('errors'), formatRate(rates.errors_per_s ?? 0)]

@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
 
 import { stream, type Message } from '../../api/completions';
-import { formatDuration } from '../../format';
+import { formatLatency } from '../../format';
 import type { Client } from '../../stores/client';
 import { useTrans } from '../../translation';
 import { Problem } from '../parts';
@@ -68,7 +68,7 @@ export function Playground({ client, name, isReady }: { client: Client; name: st
       if (numPieces) {
         const seconds = (performance.now() - began) / 1000;
         const rate = (numPieces / Math.max(seconds, 1e-3)).toFixed(1);
-        setSpeed(trans.__('first token after %1, %2 pieces/s', formatDuration(firstMs / 1000), rate));
+        setSpeed(trans.__('first token after %1, %2 pieces/s', formatLatency(firstMs / 1000), rate));
       }
     }
   };
