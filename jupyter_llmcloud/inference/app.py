@@ -193,7 +193,8 @@ class Application:
         status = self.status
         body = {"state": status.state, "endpoint": status.endpoint, "pid": os.getpid()}
         if status.state == "ready":
-            return _json({**body, **status.details, "memory": self._memory()})
+            refused = {} if self.model is None else getattr(self.model.engine, "refused", {})
+            return _json({**body, **status.details, "adapters_refused": refused, "memory": self._memory()})
         if status.state == "failed":
             return _json({**body, "reason": status.reason}, status=500)
         return _json(body, status=503)

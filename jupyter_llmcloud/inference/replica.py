@@ -261,7 +261,7 @@ class Replica:
     async def _load_generator(self) -> None:
         model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
         spec, loaded = self._spec, model.loaded
-        refused = await load_adapters(model, spec.adapters)
+        await load_adapters(model, spec.adapters)
         self.status.details = {
             "model": spec.served_name,
             "kind": GENERATOR,
@@ -274,7 +274,6 @@ class Replica:
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": str(loaded.model.device),
             "chat_template": "model" if getattr(loaded.tokenizer, "chat_template", None) else "plain",
-            "adapters_refused": refused,
         }
         self._application.model = model
 
@@ -340,20 +339,15 @@ def _open_encoder(layout: ModelLayout, spec: ReplicaSpec, num_threads: int) -> S
     return open_encoder(layout, spec.served_name, spec.dtype, spec.device)
 
 
-async def load_adapters(model: ServedModel, adapters: dict[str, str]) -> dict[str, str]:
-    """Those that the endpoint has, but for those that cannot be loaded. They are not answered for: which, and why."""
+async def load_adapters(model: ServedModel, adapters: dict[str, str]) -> None:
+    """Those that the endpoint has. One that cannot be loaded is not answered for, and the others are."""
     from jupyter_llmcloud.inference.engines.with_adapters import adapters_of
 
-    if not adapters:
-        return {}
-    engines = adapters_of(model)
     for name, folder in adapters.items():
         try:
-            await engines.load(name, folder)
+            await adapters_of(model).load(name, folder)
         except LLMCloudError as error:
             log.error("adapter %s is not loaded: %s", name, error)
-            engines.refused[name] = str(error)
-    return engines.refused  # the same one: an adapter that is loaded or removed later is in it no longer
 
 
 def cache_budget(cache_bytes: int | None, memory_bytes: int | None) -> int | None:

@@ -173,7 +173,8 @@ async def test_an_adapter_of_the_endpoint_that_does_not_fit_is_told_with_its_rea
     whole = save_tiny_llama(tmp_path / "whole")
     loaded = load_model(folders["first"])
     model = ServedModel(loaded, await opened("generate", loaded), "tiny")
-    told = await load_adapters(model, {"legal": str(whole), "plain": str(tmp_path / "legal")})
+    await load_adapters(model, {"legal": str(whole), "plain": str(tmp_path / "legal")})
+    told = adapters_of(model).refused
     assert told.keys() == {"legal"} and "whole model" in told["legal"]
     with pytest.raises(ApiError, match=r"'legal' does not go with the model that is served now: .* whole model"):
         model.adapter_of("tiny:legal")

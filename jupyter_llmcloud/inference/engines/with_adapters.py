@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.inference.engines.adapters import attached
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError, EngineStats, Generation, TokenStream
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
@@ -91,8 +91,13 @@ class EngineWithAdapters:
 
     async def load(self, name: str, folder: str) -> None:
         """Answer for an adapter; raises ModelError when it does not fit. One of that name is replaced."""
-        adapted = await asyncio.to_thread(self._attach, folder)
-        engine = await self._open(adapted, self.num_parallel, self.num_threads)
+        try:
+            adapted = await asyncio.to_thread(self._attach, folder)
+            engine = await self._open(adapted, self.num_parallel, self.num_threads)
+        except LLMCloudError as error:
+            if name not in self._adapted:
+                self.refused[name] = str(error)
+            raise
         engine.on_failure = self.on_failure
         self.refused.pop(name, None)
         before, self._adapted[name] = self._adapted.get(name), engine

@@ -346,8 +346,6 @@ class EndpointController:
                 adapters[name] = folder
             else:
                 adapters.pop(name, None)
-        for replica in asked:
-            replica.reported.get("adapters_refused", {}).pop(name, None)
         self._save()
 
     async def _catch_up(self, replica: ReplicaClient) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
@@ -45,13 +48,20 @@ async def embed(
 ) -> dict[str, Any]:
     """The reply."""
     vectors = await model.embedder.embed(prompts)
-    data = [
-        {"object": "embedding", "index": index, "embedding": _told(vector, request)}
-        for index, vector in enumerate(vectors)
-    ]
+    # A million numbers take a while to be written: streams of others go on meanwhile.
+    data = await asyncio.to_thread(_rows, vectors, request)
     num_tokens = sum(len(prompt) for prompt in prompts)
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return {"object": "list", "data": data, "model": model.served_name, "usage": usage}
+
+
+def _rows(vectors: Sequence[Any], request: EmbeddingRequest) -> list[msgspec.Raw]:
+    """A row for each vector, as JSON. One at a time: nothing else in the process runs while one is written."""
+    encoder = msgspec.json.Encoder()
+    return [
+        msgspec.Raw(encoder.encode({"object": "embedding", "index": index, "embedding": _told(vector, request)}))
+        for index, vector in enumerate(vectors)
+    ]
 
 
 def _told(vector: Any, request: EmbeddingRequest) -> Any:
@@ -60,7 +70,7 @@ def _told(vector: Any, request: EmbeddingRequest) -> Any:
         vector = vector / max(float(numpy.linalg.norm(vector)), 1e-12)
     if request.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return [float(number) for number in vector]
+    return vector.tolist()
 
 
 def tokenize(model: ServedModel | ServedEncoder, body: bytes) -> dict[str, Any]:
