@@ -15,6 +15,7 @@ from jupyter_llmcloud.system.gil import Pace
 
 NAME = "log.txt"
 PIECE = 1 << 17  # characters
+TICK_S = 0.1  # by which the time of a file may be behind the clock, and more: systems count it in ticks
 CHUNK_BYTES = 1 << 16  # of a journal: what takes well below a millisecond to parse
 
 
@@ -86,7 +87,7 @@ def write(folder: RunFolder) -> Path:
     journals = [journal.stat().st_mtime for journal in (folder.path / "logs").glob("rank-*.jsonl")]
     if done.exists() and done.stat().st_mtime > max(journals, default=0.0):
         return done
-    began = time.time()
+    began = time.time() - TICK_S
     with staged(done, durable=False) as file:  # it can be made again from the journals
         pace = Pace()
         for line in lines(folder, pace=pace):
