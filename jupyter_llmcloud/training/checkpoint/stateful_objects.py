@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,26 @@ def prepared_by(accelerator: Any) -> Iterator[weakref.ref[Any]]:
         for value in getattr(accelerator, name, ()):
             with contextlib.suppress(TypeError):  # an object of the cell without room for that
                 yield weakref.ref(value)
+
+
+def lists_of(accelerator: Any) -> dict[str, list[Callable[[], Any]]]:
+    """What an Accelerator has prepared so far, which is kept alive by others only where that can be."""
+    names = [*_LISTS, "_dataloaders"]
+    return {name: [_leads_to(value) for value in getattr(accelerator, name, ())] for name in names}
+
+
+def put_lists(accelerator: Any, lists: Mapping[str, list[Callable[[], Any]]]) -> None:
+    """Have an Accelerator know no more than what it had prepared then."""
+    for name, references in lists.items():
+        if isinstance(known := getattr(accelerator, name, None), list):
+            known[:] = [value for refer in references if (value := refer()) is not None]
+
+
+def _leads_to(value: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 def of_accelerators(accelerators: dict[str, Any], without: Collection[int] = ()) -> dict[str, Any]:

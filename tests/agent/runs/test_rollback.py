@@ -64,6 +64,33 @@ def test_a_loss_that_is_nan_is_gone_back_from_and_no_statistic_of_a_layer_keeps_
     assert "nan" not in str([world.pull("weights", rank) for rank in range(2)])
 
 
+EARLIER = """
+import torch
+from accelerate import Accelerator
+accelerator = Accelerator()
+net, adam = accelerator.prepare(net := torch.nn.Linear(8, 1), torch.optim.Adam(net.parameters()))
+"""
+
+
+def test_what_a_run_goes_back_to_is_its_own_model_though_an_earlier_cell_has_prepared_another(world: Ranks) -> None:
+    code = trains("(85,)", "1e6")
+    lines = {
+        "model = torch.nn.parallel.DistributedDataParallel(model)\n": "",
+        "optimizer = torch.optim.AdamW(model.parameters(), 0.01)": "model, optimizer = accelerator.prepare(model, "
+        "torch.optim.AdamW(model.parameters(), 0.01))",
+    }
+    for line, prepared in lines.items():
+        assert line in code
+        code = code.replace(line, prepared)
+    world.ok(EARLIER)
+    outcome = world.ok(code, spec={"watch": "loss-spike=rollback"}, **BACK)
+    found = [world.pull("weights", rank) for rank in range(2)]
+    assert outcome.record.left_out == [[86, 87]]
+    world.ok(EARLIER)
+    world.ok(code.replace("(85,)", "()").replace("step in ()", "step in (85, 86)", 1))
+    assert found == [world.pull("weights", rank) for rank in range(2)]
+
+
 def test_what_no_rollback_helps_against_stops_the_run(world: Ranks) -> None:
     code = trains("range(30, 200)", "float('nan')", afterwards=1000)
     outcome = world.run(code, spec={"watch": "not-finite=rollback"}, **BACK)

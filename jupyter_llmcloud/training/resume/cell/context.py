@@ -37,6 +37,7 @@ class CellContext:
         self._loaders = loaders
         self.optimizers = SteppedOptimizers()
         self._run_id, self._before = "", set[str]()
+        self._prepared_before: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # by Accelerator
         self.clear()
 
     def clear(self) -> None:
@@ -50,9 +51,14 @@ class CellContext:
     def begin(self, run_id: str, namespace: dict[str, Any], given: set[str]) -> None:
         """A cell begins; `given` are names that every namespace starts with."""
         self._namespace, self._given = namespace, given
+        known = [value for value in namespace.values() if _is_accelerator(value)]
+        self._known = [weakref.ref(value) for value in known]
         if run_id != self._run_id:  # executed again, it finds there what it has left itself
             self._run_id, self._before = run_id, set(namespace)
-        self._known = [weakref.ref(value) for value in namespace.values() if _is_accelerator(value)]
+            self._prepared_before.clear()
+            self._prepared_before.update({value: stateful_objects.lists_of(value) for value in known})
+        for value in known:  # what is prepared again gets the number that it had when it was saved
+            stateful_objects.put_lists(value, self._prepared_before.get(value, {}))
 
     def write_serving_files(self, names: list[str], run: Path) -> None:
         """Write beside the checkpoints what is needed to serve them."""
