@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import select
 import socket
 import time
@@ -110,7 +111,7 @@ class AgentChannel:
             try:
                 view = view[self._sock.send(view) :]
             except BlockingIOError:
-                select.select([], [self._sock], [])
+                _is_ready([self._sock.fileno()], select.POLLOUT, None)
             except OSError as error:
                 raise ConnectionLost(f"{_name(self.address)} has gone: {error}.") from None
         return number
@@ -121,10 +122,9 @@ class AgentChannel:
         Raises ConnectionLost, ProtocolError for what is no message of this version, and what the other end refuses the
         connection with.
         """
-        watched: list[Any] = [self._sock] if wake_fd is None else [self._sock, wake_fd]
+        watched = [self._sock.fileno()] if wake_fd is None else [self._sock.fileno(), wake_fd]
         while not self._inbox:
-            readable, _, _ = select.select(watched, [], [], timeout_s)
-            if self._sock not in readable:
+            if not _is_ready(watched, select.POLLIN, timeout_s):
                 return None
             try:
                 data = self._sock.recv(MAX_READ)
@@ -183,6 +183,15 @@ class AgentChannel:
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()
+
+
+def _is_ready(watched: list[int], events: int, timeout_s: float | None) -> bool:
+    """Wait for descriptors; whether the first of them is ready. Not by `select`, which knows no number above 1023."""
+    poll = select.poll()
+    for fd in watched:
+        poll.register(fd, events)
+    ready = poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1000))
+    return any(fd == watched[0] for fd, _ in ready)
 
 
 def _name(address: str) -> str:
