@@ -9,6 +9,7 @@ from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.client.terminal import TerminalOutput, status_of
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
+from jupyter_llmcloud.protocol.client import is_ready
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
@@ -59,7 +60,7 @@ class TerminalRun:
                 if stop.presses and not self._is_ours:
                     return self._detach(terminal)
                 self._pass_on(stop, terminal)
-                select.select([stop.fd], [], [], POLL_S)
+                is_ready([stop.fd], select.POLLIN, POLL_S)
                 stop.drain()
         return self._end(record, terminal)
 

@@ -111,7 +111,7 @@ class AgentChannel:
             try:
                 view = view[self._sock.send(view) :]
             except BlockingIOError:
-                _is_ready([self._sock.fileno()], select.POLLOUT, None)
+                is_ready([self._sock.fileno()], select.POLLOUT, None)
             except OSError as error:
                 raise ConnectionLost(f"{_name(self.address)} has gone: {error}.") from None
         return number
@@ -124,7 +124,7 @@ class AgentChannel:
         """
         watched = [self._sock.fileno()] if wake_fd is None else [self._sock.fileno(), wake_fd]
         while not self._inbox:
-            if not _is_ready(watched, select.POLLIN, timeout_s):
+            if not is_ready(watched, select.POLLIN, timeout_s):
                 return None
             try:
                 data = self._sock.recv(MAX_READ)
@@ -185,8 +185,13 @@ class AgentChannel:
         self._sock.close()
 
 
-def _is_ready(watched: list[int], events: int, timeout_s: float | None) -> bool:
-    """Wait for descriptors; whether the first of them is ready. Not by `select`, which knows no number above 1023."""
+def is_ready(watched: list[int], events: int, timeout_s: float | None) -> bool:
+    """Wait for descriptors; whether the first of them is ready. Not by `select`, which knows no number above 1023.
+
+    Args:
+        events: of `select.poll`.
+        timeout_s: None: for as long as it takes.
+    """
     poll = select.poll()
     for fd in watched:
         poll.register(fd, events)

@@ -54,7 +54,9 @@ class Termination:
 
     def left_s(self) -> float | None:
         """Until this rank ends by the signal; None when it does not."""
-        if self._since is None and select.select([self._told], [], [], 0)[0]:
+        incoming = select.poll()  # a training may have more files open than `select` has numbers
+        incoming.register(self._told, select.POLLIN)
+        if self._since is None and incoming.poll(0):
             os.read(self._told, 64)
             self._since = time.monotonic()
         if self._since is None or self._is_held:

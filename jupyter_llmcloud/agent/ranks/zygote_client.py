@@ -43,14 +43,16 @@ class InheritedProcess:
         peer = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self.pid: int = struct.unpack("3i", peer)[0]
         self._pidfd = os.pidfd_open(self.pid)
+        self._end = select.poll()  # an agent has more descriptors than `select` has numbers
+        self._end.register(self._pidfd, select.POLLIN)
 
     def poll(self) -> int | None:
         """None while it lives; how it has ended nobody is told."""
-        return 0 if select.select([self._pidfd], [], [], 0)[0] else None
+        return 0 if self._end.poll(0) else None
 
     def wait(self) -> int:
         """Return when it has ended."""
-        select.select([self._pidfd], [], [])
+        self._end.poll()
         return 0
 
     def kill(self) -> None:

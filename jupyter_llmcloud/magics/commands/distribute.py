@@ -81,12 +81,22 @@ def pull(wanted: list[str]) -> dict[str, Any]:
     """`["x", "y@3", "z@all"]` -> their values by name."""
     world = _world()
     plan = [_place(text, world.world_size) for text in wanted]
+    _check_names([name for name, *_ in plan])
     values: dict[str, Any] = {}
     with said_when_stopped("%pull was stopped. The notebook's variables are as they were."):
         for name, ranks, as_list in plan:
             found = [world.pull([name], rank)[name] for rank in ranks]
             values[name] = found if as_list else found[0]
     return values
+
+
+def _check_names(names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"%pull: {twice!r} is named more than once, and the notebook has one variable of that name: "
+            f"{twice}@all is a list of what all ranks have."
+        )
 
 
 def _place(text: str, world_size: int) -> tuple[str, list[int], bool]:

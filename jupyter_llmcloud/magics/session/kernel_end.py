@@ -13,6 +13,8 @@ import select
 from collections.abc import Callable
 from typing import Any
 
+from jupyter_llmcloud.protocol.client import is_ready
+
 HOLD_S = 0.25  # how long a press waits for the request that would explain it
 
 
@@ -60,7 +62,7 @@ class KernelEnd:
 
     def is_near(self, within_s: float = 0.0) -> bool:
         """Whether the kernel was asked to end, or is within this time. May be called in a handler of a signal."""
-        return bool(select.select([self._asked], [], [], within_s)[0])
+        return is_ready([self._asked], select.POLLIN, within_s)
 
     def explains_press(self) -> bool:
         """Whether the interrupt that has just come belongs to the end of the kernel: then it is no Stop."""

@@ -11,7 +11,7 @@ from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound
 from jupyter_llmcloud.magics.session.kernel_end import KernelShutdown
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, RunEnded, Subscribe
-from jupyter_llmcloud.protocol.client import AgentChannel
+from jupyter_llmcloud.protocol.client import AgentChannel, is_ready
 from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunRecord, RunStore
 
@@ -74,7 +74,7 @@ class Reconnection:
             if not said and time.time() - self._lost_at > 1.0:
                 said = True
                 print("The connection to the ranks is broken; looking for the run.", flush=True)
-            select.select([] if self._stop.presses else [self._stop.fd], [], [], POLL_S)
+            is_ready([] if self._stop.presses else [self._stop.fd], select.POLLIN, POLL_S)
 
     def _follow(self) -> AgentChannel:
         self._refused = True

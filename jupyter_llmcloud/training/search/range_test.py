@@ -173,7 +173,7 @@ def _endless(loader: Any) -> Iterator[Any]:
 def _rows(loader: Any) -> tuple[Any, Callable[[list[Any]], Any]]:
     dataset = getattr(loader, "dataset", None)
     has_rows = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)  # torch gives it to both
-    if not has_rows or not len(dataset):
+    if dataset is None or not has_rows or not len(dataset):
         raise UsageError(
             f"%batch_find needs a loader whose rows have numbers, not {type(loader).__name__} of a stream."
         )

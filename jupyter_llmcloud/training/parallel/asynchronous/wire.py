@@ -90,8 +90,9 @@ class Wire:
     def is_closed(self) -> bool:
         """Whether the other end has gone, asked without waiting while no message of it is under way."""
         try:
-            readable, _, _ = select.select([self._sock], [], [], 0)
-            return bool(readable) and not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            incoming = select.poll()
+            incoming.register(self._sock, select.POLLIN)
+            return bool(incoming.poll(0)) and not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (OSError, ValueError):
             return True
 

@@ -1,0 +1,35 @@
+"""Which variables `%pull` brings into the notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.magics.commands import distribute
+
+
+class _World:
+    world_size = 2
+
+    def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, str]:
+        return {name: f"{name} of rank {rank}" for name in names}
+
+
+@pytest.fixture(autouse=True)
+def _world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribute, "_world", _World)
+
+
+def test_a_variable_comes_from_the_rank_that_is_named() -> None:
+    assert distribute.pull(["x", "y@1", "z@all"]) == {
+        "x": "x of rank 0",
+        "y": "y of rank 1",
+        "z": ["z of rank 0", "z of rank 1"],
+    }
+
+
+def test_one_name_for_two_values_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'x' is named more than once.*x@all"):
+        distribute.pull(["x@0", "y", "x@1"])
