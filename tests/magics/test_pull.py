@@ -33,3 +33,9 @@ def test_a_variable_comes_from_the_rank_that_is_named() -> None:
 def test_one_name_for_two_values_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'x' is named more than once.*x@all"):
         distribute.pull(["x@0", "y", "x@1"])
+
+
+@pytest.mark.parametrize("where", ["2", "-1", "²", "one", ""])
+def test_a_rank_that_is_not_there_is_refused(where: str) -> None:
+    with pytest.raises(UsageError, match="a rank from 0 to 1, or all"):
+        distribute.pull([f"x@{where}"])

@@ -127,9 +127,10 @@ class CheckpointCommitter:
                 return False
         try:
             await asyncio.to_thread(self._commit, staging, step, parts)
-        except OSError as error:
+        except Exception as error:  # whatever it is: the next checkpoint waits for this one
             await self._remove(parts)
-            await self._say_lost(step, f"could not be written: {error.strerror or error}")
+            reason = error.strerror if isinstance(error, OSError) else None
+            await self._say_lost(step, f"could not be written: {reason or error}")
             return False
         self._listener.mark("checkpoint", step, f"checkpoint of step {step}")
         return True

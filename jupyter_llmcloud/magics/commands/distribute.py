@@ -106,6 +106,6 @@ def _place(text: str, world_size: int) -> tuple[str, list[int], bool]:
         return name, [0], False
     if where == "all":
         return name, list(range(world_size)), True
-    if not where.isdigit() or int(where) >= world_size:
+    if not where.isdecimal() or int(where) >= world_size:
         raise UsageError(f"%pull {text}: after @ comes a rank from 0 to {world_size - 1}, or all.")
     return name, [int(where)], False

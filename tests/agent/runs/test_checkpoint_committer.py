@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.checkpoint_parts import CheckpointParts
@@ -52,6 +55,34 @@ def test_a_step_that_not_every_rank_has_saved_is_left_out_and_is_no_split_and_th
         "There is no complete one yet."
     ]
     assert listener.marks == ["checkpoint of step 130"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("the storage has no answer")])
+def test_one_that_cannot_be_committed_is_said_and_the_next_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    listener = Listener()
+    commit = CheckpointFolder.commit
+
+    def refused(folder: CheckpointFolder, staging: Path, step: int, *args: Any, **about: Any) -> Any:
+        if step == 4:
+            raise error
+        return commit(folder, staging, step, *args, **about)
+
+    async def committed() -> list[int]:
+        committer = CheckpointCommitter(tmp_path, [0], 2, listener)
+        (tmp_path / "checkpoints").mkdir()
+        for step in (4, 8):
+            CheckpointFolder(tmp_path / "checkpoints").staging(step, 0, 1)
+            committer.part(0, part(step))
+        async with asyncio.timeout(10):
+            return [await committer.until_settled(4), await committer.until_settled(8)]
+
+    monkeypatch.setattr(CheckpointFolder, "commit", refused)
+    assert asyncio.run(committed()) == [-1, 8]
+    assert listener.notes == [
+        f"the checkpoint of step 4 could not be written: {error.args[-1]}. Training goes on. There is no complete one yet."
+    ]
 
 
 def test_parts_are_joined_by_step_and_try_in_whatever_order_they_come() -> None:
