@@ -99,6 +99,7 @@ out.sum().backward()
 }
 
 
+@pytest.mark.story
 def test_models_meshes_and_groups_are_used_on_after_another_rank_has_failed(world: Ranks) -> None:
     world.ok(MODELS)
     calls = world.ok("halved.calls").results()
