@@ -81,7 +81,7 @@ def speeds(ranks: Ranks, *costs: float) -> None:
         ranks.push([rank], cost=cost)
 
 
-@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (2, 0), (1, 1)])
+@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), pytest.param(2, 0, marks=pytest.mark.story), (1, 1)])
 def test_a_slow_rank_gets_fewer_rows_and_the_model_is_that_of_one_process(
     two: Ranks, alone: dict[int, Any], accumulate: int, workers: int
 ) -> None:

@@ -54,7 +54,9 @@ LONG = {
     "compiled",
     "flat shard as it is trained",
     "fully_shard",
+    "local sgd",
     "trainer own checkpoints",
+    "unfollowed",
 }  # as long as a notebook: make stories tries them
 
 
