@@ -129,8 +129,8 @@ class CheckpointCommitter:
             await asyncio.to_thread(self._commit, staging, step, parts)
         except Exception as error:  # whatever it is: the next checkpoint waits for this one
             await self._remove(parts)
-            reason = error.strerror if isinstance(error, OSError) else None
-            await self._say_lost(step, f"could not be written: {reason or error}")
+            cause = error.strerror if isinstance(error, OSError) else None
+            await self._say_lost(step, f"could not be written: {cause or error}")
             return False
         self._listener.mark("checkpoint", step, f"checkpoint of step {step}")
         return True
