@@ -128,6 +128,14 @@ def test_a_group_of_a_rank_that_is_new_is_told_in_the_failure(new_world: Any) ->
     world.ok("import torch.distributed as dist\nagain = dist.new_group([0, 1])\ndist.barrier(again)")
 
 
+def test_a_group_that_is_made_again_keeps_its_timeout(world: Ranks) -> None:
+    made = "datetime.timedelta(seconds=1.5 + rank)"
+    world.ok(f"import datetime, torch, torch.distributed as dist\nbrief = dist.new_group([0, 1], timeout={made})")
+    assert "boom" in world.run("if rank == 1: raise RuntimeError('boom')\ndist.barrier(brief)").error["evalue"]
+    told = world.ok("brief._get_backend(torch.device('cpu')).options._timeout.total_seconds()")
+    assert told.results() == ["1.5", "2.5"]
+
+
 class Slots:
     __slots__ = ("group",)
 
