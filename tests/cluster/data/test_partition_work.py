@@ -22,10 +22,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jupyter_llmcloud.cluster.data import planning
 from jupyter_llmcloud.cluster.data.duplicates import to_drop
 from jupyter_llmcloud.cluster.data.recipe import Recipe
+from jupyter_llmcloud.cluster.data.tokens import Packer
 from jupyter_llmcloud.cluster.data.work import PartitionWork
 from jupyter_llmcloud.core.data.partitions import Partition
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
-from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Shard
+from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Shard, Tokenizer
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 
 LINES = [f"line {number} says {'é' * (number % 7)} this" for number in range(500)]
@@ -113,6 +114,13 @@ def test_tokens_are_packed_in_order_with_the_end_of_each_document_and_the_last_r
     stream = [*map(ord, "abc"), 1, *map(ord, "de"), 1, *map(ord, "fghi"), 1]
     assert [token for row in rows for token in row["input_ids"]] == [*stream, 2, 2, 2]
     assert [row["length"] for row in rows] == [5, 5, 2]
+
+
+@pytest.mark.parametrize(("ids", "named"), [([5, -3, 9], -3), ([5, 100], 100), ([-1, 200], -1)])
+def test_an_id_outside_the_vocabulary_is_named(ids: list[int], named: int) -> None:
+    packer = Packer(Tokenizer(name="mine", vocab_size=100, fingerprint="f"), 4)
+    with pytest.raises(UsageError, match=f"gave the id {named}, outside its vocabulary of 100"):
+        packer.add([ids])
 
 
 def _fields(struct: Any) -> dict[str, Any]:
