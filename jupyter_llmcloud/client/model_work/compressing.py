@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -200,7 +201,7 @@ def named_model(target: str) -> str:
 
 def absolute(folder: str | None) -> str:
     """The whole path; "" of none."""
-    return "" if folder is None else str(Path(folder).expanduser().absolute())
+    return "" if folder is None else str(Path(os.path.expanduser(folder)).absolute())
 
 
 def _line(target: str, spec: CompressSpec) -> str:
@@ -210,7 +211,7 @@ def _line(target: str, spec: CompressSpec) -> str:
 
 def texts_at(path: str | None) -> Sequence[str] | None:
     """The texts of a file. Raises UsageError."""
-    return None if path is None else texts_of_file(Path(path).expanduser())
+    return None if path is None else texts_of_file(Path(os.path.expanduser(path)))
 
 
 def _check_installed(to: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -162,9 +163,9 @@ def _shell() -> Any:
 
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
-    folder = Path(target).expanduser()
+    folder = Path(os.path.expanduser(target))
     if options.get("base_model"):
-        options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
+        options = {**options, "base_model": str(Path(os.path.expanduser(options["base_model"])).absolute())}
     if not NAME_PATTERN.fullmatch(target):
         return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
     try:
