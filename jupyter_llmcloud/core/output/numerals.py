@@ -24,6 +24,11 @@ def format_number(value: float | None, digits: int = 4) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def format_step(step: float) -> str:
+    """A step as it is looked for, with all of its digits: `60`, `1500000`, `0.5`."""
+    return str(int(step)) if math.isfinite(step) and step == int(step) else f"{step:g}"
+
+
 def format_tick(value: float) -> str:
     """A number beside an axis, at most 8 characters: `0.00025`, `12,800`, `1.25e6`."""
     text = format_number(value, 3)

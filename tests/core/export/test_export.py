@@ -198,3 +198,10 @@ def test_a_script_is_python_that_says_how_it_is_launched() -> None:
     torchrun, accelerate, sbatch = script.launches
     assert torchrun == "OMP_NUM_THREADS=2 torchrun --nproc-per-node 4 'my train.py'"
     assert "--num_processes 4" in accelerate and "--gpus-per-node=4" in sbatch
+
+
+def test_what_looks_like_a_command_within_a_text_is_text() -> None:
+    code = 'template = """\n%d items\n!important\n"""'
+    parts, notes = needed_cells(SourceCell("last", "print(template % 3)"), [SourceCell("made", f"!ls\n{code}")])
+    assert [part.cell.code for part in parts] == [f"pass\n{code}", "print(template % 3)"]
+    assert notes == ["Left out: '!ls' of run made."]
