@@ -23,7 +23,7 @@ _COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 def status_of(text: str) -> int | None:
     """The exit status of sys.exit() with a number; None where it was left with something else, which Python prints."""
-    return int(text) & 0xFF if text.removeprefix("-").isdigit() else None
+    return int(text) & 0xFF if text.removeprefix("-").isdecimal() else None
 
 
 class TerminalOutput:

@@ -114,7 +114,7 @@ def _compress(arguments: argparse.Namespace) -> None:
         raise
     if arguments.json:
         about = {"names": made.names, "refused": made.refused, "notes": made.notes, "caption": made.caption}
-        print(_as_json({**about, "measured": made.measured}))
+        print(_as_json({**about, "measured": made.measured, "not_measured": made.not_measured}))
     else:
         print("\n".join([format_table(made.headings, made.rows), *made.lines]))
 

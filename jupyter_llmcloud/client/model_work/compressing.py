@@ -68,6 +68,7 @@ class CompressedModels:
         refused: reasons by method.
         measured: what was measured, the model as it was first; empty with --no-table.
         caption: what the figures are of.
+        not_measured: why there are none, where what was made could not be measured.
     """
 
     def __init__(self, bound: float) -> None:
@@ -76,6 +77,7 @@ class CompressedModels:
         self.notes: dict[str, str] = {}
         self.measured: list[MeasuredModel] = []
         self.caption = ""
+        self.not_measured = ""
         self.bound = bound
 
     @property
@@ -102,6 +104,8 @@ class CompressedModels:
     def lines(self) -> list[str]:
         """What is said below the table: what the figures are of, and what could not be made."""
         said = self.refusals
+        if self.not_measured:
+            said.append(f"Nothing was measured: {self.not_measured}")
         if self.caption:
             said.insert(0, f"{self.caption[0].upper()}{self.caption[1:]}; perplexity may rise by {self.bound:g} %.")
         return said
@@ -131,7 +135,10 @@ def make_models(
             tell(f"{distillation.method} is trained on the ranks")
             _distil(result, distillation, spec.steps, train)
         if result.names and not spec.no_table:
-            _measure(result, request, stack.enter_context(kept_texts(texts.held_out)), texts.told, tell)
+            try:
+                _measure(result, request, stack.enter_context(kept_texts(texts.held_out)), texts.told, tell)
+            except LLMCloudError as error:  # what is made is there, and is told
+                result.not_measured = str(error)
     if not result.names:
         raise LLMCloudError("; ".join(result.refusals))
 
