@@ -41,7 +41,7 @@ def add_explain(nouns: Any) -> None:
     command.add_argument("words", nargs="*", metavar="INPUT", help="a text, or a file with an image or an array (.npy)")
     add_options(command, ExplainSpec.options(Interface.SHELL))
     command.add_argument("--json", action="store_true", help="the scores or the tables as JSON, with all there is")
-    command.set_defaults(run=_explain, noun="explain")
+    command.set_defaults(run=_explain, noun="explain", more="words")
 
 
 def add_compress(nouns: Any) -> None:

@@ -273,3 +273,18 @@ def test_what_is_logged_as_rank_or_time_takes_no_column_of_ours(folder: RunFolde
     assert (list(frame["rank"]), list(frame["t"]), list(frame["step"])) == ([1, 1], [5.0, 6.0], [3, 31])
     first = frame.iloc[0]
     assert (first["rank (logged)"], first["t (logged)"], first["step (logged)"]) == (8.0, 0.5, 30.0)
+
+
+def test_a_terminal_whose_reader_has_gone_says_that_the_run_goes_on(folder: RunFolder, monkeypatch, capsys) -> None:
+    class Broken:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+    write(folder, 0, out("a line\n", 1.0))
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", Broken())
+        with pytest.raises(BrokenPipeError):
+            TerminalRun(Server("running"), folder).follow()
+    assert "The run goes on: jupyter llmcloud runs attach r-1" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def add_records(verbs: Any) -> None:
     command.add_argument("names", metavar="NAME", nargs="+")
     command.add_argument("--tolerance", default="0", metavar="X", help="values of metrics are the same within this (0)")
     command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
-    command.set_defaults(run=_compare, noun="runs")
+    command.set_defaults(run=_compare, noun="runs", more="names")
 
 
 def _export(arguments: argparse.Namespace) -> None:
