@@ -165,6 +165,8 @@ def _key_and_value(word: str, command: str) -> tuple[str, Any]:
 
 def split(line: str, magic: str) -> list[str]:
     """Words of a line; quotes hold words together."""
+    if magic.startswith("%%") and line.endswith("\\"):
+        raise UsageError(f"{magic}: what follows it stands in one line: {line!r} goes on in the next one.")
     try:
         return shlex.split(line)
     except ValueError as error:

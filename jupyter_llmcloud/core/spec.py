@@ -20,6 +20,7 @@ from jupyter_llmcloud.core.names import (
     parse_duration,
     parse_elastic,
     parse_kept,
+    parse_ranges,
     parse_replicas,
     parse_script_file,
     parse_size,
@@ -187,7 +188,7 @@ class RunSpec(Spec):
         COUNT, "Number of ranks, when it starts the world; else one per GPU, two on a CPU.", short="-n"
     )
     ranks: str | None = option(
-        TEXT, "Run on these ranks only, for example 0,2-3.", metavar="RANKS", interfaces=Interface.NOTEBOOK
+        OptionType("RANKS", parse_ranges), "Run on these ranks only, for example 0,2-3.", interfaces=Interface.NOTEBOOK
     )
     cluster: str | None = option(
         CLUSTER, "The cluster to run on (default: the newest).", interfaces=Interface.SHELL | Interface.REST

@@ -217,3 +217,15 @@ def test_json_whose_quotes_the_line_has_taken_is_refused_with_how_to_keep_them(w
         kind_and_options(split(" ".join(["ssh", *words]), "%cluster"), "%cluster start")
     whole = kind_and_options(split('ssh hosts=\'["a", "b"]\' queue=gpu', "%cluster"), "%cluster start")
     assert whole == ("ssh", {"hosts": ["a", "b"], "queue": "gpu"})
+
+
+def test_a_cell_magic_whose_line_goes_on_says_that_it_has_one() -> None:
+    with pytest.raises(UsageError, match="what follows it stands in one line"):
+        split("-n 2 \\", "%%distribute")
+
+
+@pytest.mark.parametrize("ranks", ["", "one", "0,", "2-1", "-1"])
+def test_ranks_that_are_none_are_refused_before_there_is_a_world(ranks: str) -> None:
+    with pytest.raises(UsageError, match="--ranks"):
+        parse(DISTRIBUTE, ["--ranks", ranks])
+    assert parse(DISTRIBUTE, ["--ranks", "0, 2-3"]).ranks == "0, 2-3"
