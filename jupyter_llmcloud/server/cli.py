@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import TerminalRun
+from jupyter_llmcloud.client.terminal import with_escapes
 from jupyter_llmcloud.core.names import parse_duration
 from jupyter_llmcloud.core.options import kind_and_options
 from jupyter_llmcloud.core.output.columns import format_table
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = " What is meant for the script comes after --." if arguments.noun == "run" else ""
         parser().error(f"what does {[*unknown, '--'][0]} mean?{hint}")
     arguments.passed_on = passed_on
+    with_escapes(sys.stdout)
     try:
         status: int | None = arguments.run(arguments)
         sys.stdout.flush()
