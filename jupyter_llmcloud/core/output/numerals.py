@@ -70,10 +70,10 @@ def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     finite = [value for value in values if value is not None]
     if not finite:
         return ""
-    low, span = min(finite), max(finite) - min(finite)
+    low, span = min(finite), max(finite) / 2 - min(finite) / 2  # halves: the whole may be more than a number holds
     if not span:
         return "".join(" " if value is None else _BARS[3] for value in values)
-    return "".join(" " if value is None else _BARS[min(7, int((value - low) / span * 8))] for value in values)
+    return "".join(" " if value is None else _BARS[min(7, int((value / 2 - low / 2) / span * 8))] for value in values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
