@@ -113,7 +113,8 @@ class TextPiece:
     """Text that can be shown, with the log probabilities of the tokens that came in.
 
     `num_tokens` counts every token generated, an end-of-sequence token included; `scored` are the log probabilities
-    of the prompt's tokens from the second one on, with the first piece, where they were asked for.
+    of the prompt's tokens from the second one on, with the first piece, where they were asked for; `offsets` are where
+    in the answer each token that came in begins, without one that ends the sequence.
     """
 
     text: str
@@ -121,6 +122,7 @@ class TextPiece:
     num_tokens: int
     finish_reason: FinishReason | None
     scored: Sequence[TokenLogprob] = ()
+    offsets: Sequence[int] = ()
 
 
 class Transcript:
@@ -161,7 +163,7 @@ class Transcript:
             text, stopped = self._step(batch.tokens[index])
             shown.append(text)
             if stopped:
-                return TextPiece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored)
+                return TextPiece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored, offsets)
         reason = batch.finish_reason
         if reason is not None:
             text, stopped = self._stops.feed(self._decoder.rest())
@@ -169,7 +171,7 @@ class Transcript:
             reason = "stop" if stopped else reason
             if self._places_end:
                 offsets += [self._decoder.num_characters] * (len(batch.tokens) - num_text)
-        return TextPiece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored)
+        return TextPiece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored, offsets)
 
     def _step(self, token: int) -> tuple[str, bool]:
         if (spelled := self._spelled.get(token)) is not None:
