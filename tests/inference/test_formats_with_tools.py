@@ -158,7 +158,12 @@ def test_references_in_the_parameters_of_a_tool_find_what_they_name(case: str) -
     ids=["const", "enum", "a property that is called const"],
 )
 def test_a_value_that_looks_like_a_reference_is_none(schema: dict[str, Any]) -> None:
-    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": {"text": {"type": "string"}}}
+    parameters = {
+        "type": "object",
+        "properties": {"x": schema},
+        "required": ["x"],
+        "$defs": {"text": {"type": "string"}},
+    }
     tools = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
     value = '{"const": "text"}' if "properties" in schema else '{"$ref": "#/a"}'
     call = f'<tool_call>\n{{"name": "go", "arguments": {{"x": {value}}}}}\n</tool_call>'
