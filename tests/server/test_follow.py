@@ -80,7 +80,9 @@ async def test_each_checkpoint_is_swapped_in_and_the_final_model_stays(server: S
     assert (await server.complete("hello", model="train")).status_code == 200
 
 
-async def test_a_revision_whose_checkpoint_is_gone_leaves_its_number_to_no_other(server: Server, own_root: Path) -> None:
+async def test_a_revision_whose_checkpoint_is_gone_leaves_its_number_to_no_other(
+    server: Server, own_root: Path
+) -> None:
     run, _ = begin_run(checkpoint_every=2)
     add_checkpoint(run, 2)
     await server.ask("POST", "llmcloud/api/endpoints", {"target": "train", "follow": True})
