@@ -66,8 +66,8 @@ def load(
     if _is_stream(source):
         if getattr(source, "_distributed", None) is not None:
             raise UsageError(
-                "the stream is split by split_dataset_by_node: of its part each rank would take its share, and most rows "
-                "would come on no rank. Give the whole stream; each rank passes over it and takes its own rows."
+                "the stream is split by split_dataset_by_node: of its part each rank would take its share, and most "
+                "rows would come on no rank. Give the whole stream; each rank passes over it and takes its own rows."
             )
         can_shuffle = hasattr(source, "shuffle")
         if shuffle and not can_shuffle:

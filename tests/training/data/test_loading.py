@@ -193,7 +193,7 @@ def test_a_stream_is_shared_over_ranks(world_size: int, last: str) -> None:
 def test_a_stream_that_is_split_already_is_refused() -> None:
     stream: Any = Counting()
     stream._distributed = (0, 2)  # as split_dataset_by_node of Hugging Face's datasets leaves it
-    with pytest.raises(UsageError, match="split_dataset_by_node.*Give the whole stream"):
+    with pytest.raises(UsageError, match=r"split_dataset_by_node.*Give the whole stream"):
         load(stream, 4, rank=0, world_size=2)
 
 
