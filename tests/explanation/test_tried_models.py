@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -143,6 +144,7 @@ def test_a_folder_of_images_is_a_class_for_each_folder(tmp_path: Path) -> None:
         ([], "the data are a list of texts"),
         ([3], "there is a row 3"),
         ([{"body": "x"}], "there is a row"),
+        (pandas.DataFrame({"review": ["x"], "stars": [1]}), "this has the columns review, stars"),
         ((np.zeros((3, 2)), np.zeros(2)), r"there are 3 inputs, and labels of shape \[2\]"),
         ("nowhere.jsonl", "is neither a file, a folder nor, in a notebook, a variable"),
     ],
@@ -150,6 +152,27 @@ def test_a_folder_of_images_is_a_class_for_each_folder(tmp_path: Path) -> None:
 def test_data_of_another_shape_are_named(data: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         data_file(data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pandas.DataFrame({"text": ["one", "two"], "label": [0, 1], "source": ["a", "b"]}),
+        (pandas.Series(["one", "two"]), np.array([0, 1])),
+        (["one", "two"], [0, 1]),
+    ],
+    ids=["table", "columns", "lists"],
+)
+def test_rows_are_taken_from_tables_and_columns(data: Any, tmp_path: Path) -> None:
+    rows = json.loads(Path(data_file(data, tmp_path)[0]).read_text())
+    assert rows == [{"text": "one", "label": 0}, {"text": "two", "label": 1}]
+
+
+def test_a_column_of_texts_is_a_list_and_a_table_of_numbers_an_array(tmp_path: Path) -> None:
+    assert texts_of(pandas.Series(["a", "b"]), "--outside") == ["a", "b"]
+    assert json.loads(Path(data_file(np.array(["a", "b"]), tmp_path)[0]).read_text())[1]["text"] == "b"
+    inputs = np.load(data_file(pandas.DataFrame({"width": [1.0, 2.0], "text_length": [3, 4]}), tmp_path)[0])["inputs"]
+    assert inputs.tolist() == [[1, 3], [2, 4]]
 
 
 def test_rows_are_read_from_files(tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.client.model_work.texts import JSON_LINES, named_file, texts_of_file
+from jupyter_llmcloud.client.model_work.texts import JSON_LINES, listed, named_file, texts_of_file
 from jupyter_llmcloud.errors import UsageError
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _PIECE = 600  # characters that a long text is cut into, at ends of lines
-_EXPECTED = "a list of texts, of rows with text and label, of pairs (text, label), or a pair of arrays (inputs, labels)"
+_EXPECTED = (
+    "a list of texts, of rows with text and label, of pairs (text, label), a table with columns text and label, or a "
+    "pair of arrays (inputs, labels)"
+)
 
 
 def array_file(value: Any, folder: Path) -> str:
@@ -52,6 +55,7 @@ def data_file(data: Any, folder: Path) -> tuple[str, str]:
     if isinstance(data, str | Path):
         return _of_path(str(data), folder)
     told = "the data given"
+    data = _as_rows(data)
     if isinstance(data, tuple) and len(data) == 2 and not _are_texts(data):
         return _arrays(data[0], data[1], folder), told
     if hasattr(data, "shape"):
@@ -59,6 +63,24 @@ def data_file(data: Any, folder: Path) -> tuple[str, str]:
     if not isinstance(data, Sequence) or not data:
         raise UsageError(f"--adversarial: the data are {_EXPECTED}, not {type(data).__name__}.")
     return _written([_row(row) for row in data], folder), told
+
+
+def _as_rows(data: Any) -> Any:
+    """A table of pandas or datasets, texts and their labels in two columns, a column of texts: as a list of rows."""
+    columns = getattr(data, "column_names", None) or list(getattr(data, "columns", ()))
+    if "text" in columns:
+        return data.to_dict("records") if hasattr(data, "columns") else list(data)
+    if columns and not (hasattr(data, "select_dtypes") and data.select_dtypes("number").shape == data.shape):
+        names = ", ".join(map(str, columns))
+        raise UsageError(f"--adversarial: the data are {_EXPECTED}; this has the columns {names}.")
+    if isinstance(data, tuple) and len(data) == 2 and _is_column_of_texts(data[0]) and len(data[0]) == len(data[1]):
+        return list(zip(listed(data[0]), listed(data[1]), strict=True))
+    return listed(data) if _is_column_of_texts(data) else data
+
+
+def _is_column_of_texts(data: Any) -> bool:
+    values = listed(data) if not isinstance(data, str) and getattr(data, "ndim", 1) == 1 else None
+    return isinstance(values, list | tuple) and bool(values) and isinstance(values[0], str)
 
 
 def _are_texts(data: Sequence[Any]) -> bool:
@@ -150,7 +172,7 @@ def texts_of(given: Any, option: str) -> list[str]:
         path = named_file(given)
     if path is not None:
         return texts_of_file(path)
-    texts = [given] if isinstance(given, str) else given
+    texts = [given] if isinstance(given, str) else listed(given)
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
         return list(texts)
     raise UsageError(f"{option} is a text, a list of texts or a file, not {type(given).__name__}.")

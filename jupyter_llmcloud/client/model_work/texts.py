@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
 
@@ -36,6 +37,16 @@ def named_file(text: str) -> Path | None:
         return path if path.is_file() else None
     except (OSError, ValueError):  # longer than names are, or with a character that none has
         return None
+
+
+def listed(column: Any) -> Any:
+    """A column of pandas, datasets, NumPy or Arrow as a list; whatever else as it is."""
+    if hasattr(column, "tolist"):
+        return column.tolist()
+    if hasattr(column, "to_pylist"):
+        return column.to_pylist()
+    is_column = isinstance(column, Sequence) and not isinstance(column, str | list | tuple)
+    return list(column) if is_column else column
 
 
 def texts_of_file(path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from jupyter_llmcloud.client.model_work.compressing import (
     export_model,
     make_models,
 )
-from jupyter_llmcloud.client.model_work.texts import named_file, texts_of_file
+from jupyter_llmcloud.client.model_work.texts import listed, named_file, texts_of_file
 from jupyter_llmcloud.client.stop_signal import said, swallow_more_presses
 from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT, CompressSpec, ExportSpec
 from jupyter_llmcloud.core.options import parse, split
@@ -123,7 +123,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _as_texts(value: Any, option: str) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
+    texts = [value] if isinstance(value, str) else listed(value)
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"{option} is a text or a list of texts, not {type(value).__name__}.")
     if not any(text.strip() for text in texts):
