@@ -33,6 +33,7 @@ def test_a_variable_that_no_endpoint_can_be_called_after_needs_a_name(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = NamedVariable(name, NOTEBOOK, {name: MODEL}, "Module")
+    monkeypatch.setattr(endpoints, "_shell", lambda: None)
     monkeypatch.setattr(endpoints, "find", lambda target, shell: found)
     with pytest.raises(UsageError, match="say --name NAME"):
         endpoints._variable(name, {})
