@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jupyter_llmcloud.core.export.names_used import NamesUsed, always_bound, is_definition, names_used
+from jupyter_llmcloud.core.export.names_used import EVERYTHING, NamesUsed, always_bound, is_definition, names_used
 from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
@@ -108,6 +108,8 @@ def needed_cells(
                     is_drawn_anew = last.spec.get("seed") is None
             elif _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
+                if EVERYTHING in before.bound:
+                    needed, perhaps = set(), perhaps | needed
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
                 parts.append(ScriptPart(cell, _assigned(cell, needed, perhaps)))
@@ -205,7 +207,7 @@ def _imported(cells: Sequence[SourceCell]) -> set[str]:
 
 def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
     tree = cell.tree
-    if is_definition(tree) and not names_used(tree).bound & wanted:
+    if is_definition(tree) and not (wanted and names_used(tree).bound & {*wanted, EVERYTHING}):
         return False
     if not cell.on_all_ranks:
         raise UsageError(
