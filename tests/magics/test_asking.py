@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import torch
 
 from jupyter_llmcloud.client.model_work.inputs import data_file, texts_of
 from jupyter_llmcloud.client.model_work.texts import texts_of_file
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.compression.compress import _as_texts, _texts
+from jupyter_llmcloud.magics.serving import predictions
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 
 
@@ -80,3 +83,12 @@ def test_texts_that_are_none_are_refused_before_anything_is_made(tmp_path: Path,
         texts_of_file(tmp_path / name)
     with pytest.raises(UsageError, match="there is no text in what was given"):
         _as_texts(["", " "], "--eval")
+
+
+def test_a_tensor_is_asked_with_as_it_is() -> None:
+    weights = torch.tensor([1.0, 2.5], requires_grad=True)
+    for given in (weights, weights.to(torch.bfloat16)):
+        body, headers = predictions.request(given, None)
+        head = int(headers[predictions.HEADER_LENGTH])
+        assert json.loads(body[:head])["inputs"][0]["datatype"] == "FP32"
+        assert np.frombuffer(body[head:], "<f4").tolist() == [1.0, 2.5]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
-from jupyter_llmcloud.core.serving.models.variable_role import MODEL
+from jupyter_llmcloud.core.serving.models.variable_role import CODE, MODEL
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.magics.commands import endpoints, serve_variable
 from jupyter_llmcloud.magics.commands.serve_variable import NOTEBOOK, NamedVariable, is_run_or_folder, run_name
@@ -32,6 +33,7 @@ def test_a_variable_that_no_endpoint_can_be_called_after_needs_a_name(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = NamedVariable(name, NOTEBOOK, {name: MODEL}, "Module")
+    monkeypatch.setattr(endpoints, "_shell", lambda: None)
     monkeypatch.setattr(endpoints, "find", lambda target, shell: found)
     with pytest.raises(UsageError, match="say --name NAME"):
         endpoints._variable(name, {})
@@ -77,3 +79,9 @@ def test_a_variable_that_is_served_anew_says_which_options_it_does_not_take(
     monkeypatch.setattr(serve_variable, "wait_for_revision", lambda server, record, progress: record)
     serve_variable._serve_saved("model", "r-1", "m", pytest.fail, None, {"replicas": 2})
     assert "m was served already, and stays as it is: --replicas is 1" in capsys.readouterr().out
+
+
+def test_a_variable_with_an_underscore_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_variable, "_on_ranks", lambda name: None)
+    found = serve_variable.find("_f", SimpleNamespace(user_ns={"_f": lambda inputs: inputs, "_g": print, "h": print}))
+    assert found is not None and found.role == CODE and set(found.roles) == {"_f", "h"}

@@ -62,7 +62,7 @@ def find(name: str, shell: Any) -> NamedVariable | None:
         return on_ranks
     if name not in own:
         return None
-    roles = {other: role_of(value) for other, value in own.items() if not other.startswith("_")}
+    roles = {other: role_of(value) for other, value in own.items() if other == name or not other.startswith("_")}
     return NamedVariable(name, NOTEBOOK, roles, type(own[name]).__name__, own[name])
 
 

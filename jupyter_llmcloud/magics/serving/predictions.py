@@ -52,9 +52,18 @@ def _arrays(inputs: Any) -> dict[str, Any] | None:
     named = inputs if isinstance(inputs, Mapping) else {"input": inputs}
     if not named or not all(hasattr(value, "dtype") and hasattr(value, "shape") for value in named.values()):
         return None
+    return {str(name): _numpy(value) for name, value in named.items()}
+
+
+def _numpy(value: Any) -> Any:
+    """An array of NumPy, also of a tensor that has a gradient, is on a GPU, or of a type that NumPy has not."""
     import numpy as np
 
-    return {str(name): np.asarray(value) for name, value in named.items()}
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+    return np.asarray(value)
 
 
 def _texts(name: str, array: Any) -> list[str]:
