@@ -35,6 +35,13 @@ MAX_WAITING = 100  # alerts; a sink that is down for long loses the oldest
 SMTP_PORTS = {"smtp": 25, "smtps": 465}
 
 
+class Unanswered(OSError):
+    """An alert was handed over whole, and no answer has come: who has it may not get it again."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it has not answered within {TIMEOUT_S:g} s, and may have it")
+
+
 class AlertSink(Protocol):
     """Somewhere an alert can be sent to."""
 
@@ -43,7 +50,7 @@ class AlertSink(Protocol):
         """For people, without what is secret in its address."""
 
     def send(self, alert: dict[str, Any]) -> None:
-        """Send it. Raises OSError or ValueError with the reason when that failed."""
+        """Send it. Raises OSError or ValueError with the reason when that failed; Unanswered is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Webhook:
 
         try:
             answer = httpx.post(self.url, json=alert, timeout=TIMEOUT_S)
+        except httpx.ReadTimeout:
+            raise Unanswered from None
         except httpx.HTTPError as error:
             raise OSError(str(error) or type(error).__name__) from None
         if not answer.is_success:
@@ -90,7 +99,12 @@ class Mail:
                 if where.scheme == "smtp":
                     connection.starttls()  # a password is not sent in the clear
                 connection.login(unquote(where.username), unquote(where.password or ""))
-            connection.send_message(self._message(alert))
+            try:
+                connection.send_message(self._message(alert))
+            except smtplib.SMTPServerDisconnected as error:
+                if isinstance(error.__context__, TimeoutError):  # which smtplib tells as a connection that was closed
+                    raise Unanswered from None
+                raise
 
     def _message(self, alert: dict[str, Any]) -> EmailMessage:
         message = EmailMessage()
@@ -191,6 +205,8 @@ class _Line:
             time.sleep(pause_s)
             try:
                 self._sink.send(alert)
+            except Unanswered as error:
+                return str(error)
             except Exception as error:  # of whatever library sends it: the next alert has its chance, too
                 problem = str(error) or type(error).__name__
             else:

@@ -7,6 +7,7 @@ import json
 import queue
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +35,8 @@ ALERT = {"text": "run r: loss-spike: loss jumped", "run": "r", "detector": "loss
 class _Hook(ThreadingHTTPServer):
     """A webhook that keeps what it is sent."""
 
+    late_s = 0.0
+
     def __init__(self, *statuses: int) -> None:
         self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
         self.statuses = list(statuses)
@@ -49,6 +52,7 @@ class _HookHandler(BaseHTTPRequestHandler):
         hook = self.server
         assert isinstance(hook, _Hook)
         hook.heard.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        time.sleep(hook.late_s)
         self.send_response(hook.statuses.pop(0) if hook.statuses else 200)
         self.end_headers()
 
@@ -59,6 +63,7 @@ class _MailServer(socketserver.ThreadingTCPServer):
     """Speaks as much SMTP as a client needs to hand over one message."""
 
     daemon_threads = True
+    late_s = 0.0
 
     def __init__(self) -> None:
         self.heard: queue.Queue[str] = queue.Queue()
@@ -76,6 +81,7 @@ class _MailHandler(socketserver.StreamRequestHandler):
                 self.wfile.write(b"354 go on\r\n")
                 lines = iter(self.rfile.readline, b".\r\n")
                 server.heard.put(b"".join(lines).decode())
+                time.sleep(server.late_s)
             self.wfile.write(b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
 
 
@@ -116,6 +122,21 @@ def test_what_a_webhook_refuses_is_sent_again(hook: _Hook) -> None:
     hook.statuses = [500, 503]
     AlertSender([Webhook(hook.url)]).send(ALERT, pytest.fail)
     assert [hook.heard.get(timeout=WITHIN_S) for _ in range(3)] == [ALERT] * 3
+
+
+@pytest.mark.parametrize("kind", ["webhook", "mail"])
+def test_a_sink_that_answers_late_gets_an_alert_once(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(alert_sinks, "TIMEOUT_S", 0.3)
+    told: queue.Queue[str] = queue.Queue()
+    with _serving(_Hook() if kind == "webhook" else _MailServer()) as server:
+        server.late_s = 1.5
+        port = server.server_address[1]
+        sink = Webhook(server.url) if kind == "webhook" else Mail(("me@example.com",), f"smtp://127.0.0.1:{port}")
+        sender = AlertSender([sink])
+        sender.send(ALERT, told.put)
+        assert "it has not answered within 0.3 s, and may have it" in told.get(timeout=WITHIN_S)
+        sender.finish(WITHIN_S)
+        assert server.heard.get(timeout=WITHIN_S) and server.heard.empty()
 
 
 def test_a_sink_that_is_down_is_told_once_and_the_others_hear_all(hook: _Hook) -> None:

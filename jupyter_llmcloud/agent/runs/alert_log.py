@@ -66,6 +66,10 @@ class AlertLog:
         self._is_going_back = False
         self._watch.begin_attempt()
 
+    def left(self, rank: int) -> None:
+        """A rank has gone, and the others go on without it."""
+        self._watch.let_go(rank)
+
     @property
     def good_step(self) -> int | None:
         """Optimizer steps after which nothing was wrong, of a run that may be rolled back to there."""

@@ -213,6 +213,7 @@ class Attempt:
     def _go_on_without(self, rank: int, reason: str) -> None:
         if self._hangs is not None:
             self._hangs.ended(rank, {})
+        self._feed.left(rank)
         said = (
             f"rank {rank} is lost: {reason}. The others go on without it. Its steps since its last round are lost; on "
             "the rows of these, and on those that were still before it, the others train at the end of the pass, where "

@@ -180,6 +180,10 @@ class RunFeed:
         """How much memory a rank has, and how much it can still have, in bytes: of its host and of its GPU."""
         self._alerts.memory(rank, host, device)
 
+    def left(self, rank: int) -> None:
+        """A rank has gone, and the others go on without it."""
+        self._alerts.left(rank)
+
     @property
     def seconds(self) -> Times:
         """Where the time of the ranks has gone so far, by rank and part."""

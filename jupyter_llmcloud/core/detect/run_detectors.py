@@ -128,6 +128,7 @@ class RunDetectors:
         """One for each metric, of the first rank that logs it: the ranks' losses jump together."""
         if name in self._series:
             series = self._series[name]
+            series.rank = rank if series.rank is None else series.rank
             return series if series.rank == rank else None
         if len(self._series) >= MAX_METRICS or _EVALUATION.search(name):
             return None
@@ -176,8 +177,14 @@ class RunDetectors:
         """The ranks are begun anew: their memory and their waits are not what they were."""
         self._memory.clear()
         self._straggler, self._data_bound = StragglerDetector(), DataBoundDetector()
+        self.let_go(None)
         for series in self._series.values() if ROLLBACK in self._policies.values() else ():
             series.begin_again()
+
+    def let_go(self, rank: int | None) -> None:
+        """A rank logs no more, or (None) any may be gone or have another number: what it was heard for, others tell."""
+        for series in self._series.values():
+            series.rank = None if rank in (None, series.rank) else series.rank
 
     def _wanted(self, alerts: Iterable[Alert | None]) -> list[Alert]:
         found = []
@@ -191,14 +198,15 @@ class RunDetectors:
 
 
 class _Series:
-    """One metric of one rank, and what looks at it.
+    """One metric, of one rank at a time, and what looks at it.
 
     Attributes:
+        rank: whose values are looked at; None: of whoever logs it next.
         good: optimizer steps that were finished at its last value that nobody minds.
     """
 
     def __init__(self, rank: int, detectors: list[SpikeDetector | FiniteDetector]) -> None:
-        self.rank = rank
+        self.rank: int | None = rank
         self.good = 0
         self._detectors = detectors
 

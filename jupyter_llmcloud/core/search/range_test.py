@@ -33,7 +33,15 @@ def has_diverged(losses: Sequence[float]) -> bool:
     if not math.isfinite(losses[-1]):
         return True
     curve = smoothed(losses)
-    return len(losses) > LEAST_POINTS and curve[-1] > DIVERGED * max(min(curve), 1e-12)
+    return len(losses) > LEAST_POINTS and curve[-1] > _too_high(losses, min(curve))
+
+
+def _too_high(losses: Sequence[float], lowest: float) -> float:
+    """Where losses may be negative or go through zero, four times the lowest is no measure: how they differ is."""
+    if min(losses) > 0:
+        return DIVERGED * max(lowest, 1e-12)
+    first = losses[:LEAST_POINTS]
+    return lowest + DIVERGED * max(abs(lowest), max(first) - min(first))
 
 
 @dataclass(frozen=True)

@@ -295,14 +295,14 @@ class SweepDriver:
         try:
             if not_begun is not None:
                 raise not_begun
-            cell = self._cell(start, gang, row.run_id, turn)
-            ended = await gang.run(cell, watch.on_values)
-            await watch.settled()
-            kind, reason = await self._judge(number, ended, watch)
+            kind, reason = await self._ended_on(gang, start, row, turn, watch)
         except (ConnectionLost, WorldError) as error:
             kind, reason = "lost", str(error)
         except LLMCloudError as error:  # one that its study does not take is none that was tried
             kind, reason = "failed" if not_begun is None else "stopped", str(error)
+        except Exception as error:  # that nobody has foreseen: the trial has ended all the same
+            self._break(error)
+            kind, reason = "stopped", f"{type(error).__name__}: {error}"
         self._on_gang.pop(number, None)
         try:
             is_last = not self._is_to_do(number, kind) and (kind != "lost" or start.attempt > 0)
@@ -312,6 +312,16 @@ class SweepDriver:
         if self._study.is_exhausted:
             self._events.put_nowait(Exhausted())
         self._events.put_nowait(TrialEnded(number, kind, reason))
+
+    async def _ended_on(
+        self, gang: Gang, start: StartTrial, row: TrialRow, turn: dict[str, Any], watch: TrialWatch
+    ) -> tuple[Kind, str]:
+        """Have the ranks run a trial; returns how it has ended. One that Stop has met before is not run."""
+        if start.number in self._stopped:
+            return "stopped", "stopped."
+        ended = await gang.run(self._cell(start, gang, row.run_id, turn), watch.on_values)
+        await watch.settled()
+        return await self._judge(start.number, ended, watch)
 
     def _begin(self, start: StartTrial, gang: Gang) -> TrialRow:
         now = time.time()

@@ -60,6 +60,7 @@ class Gang:
         self._ended: asyncio.Future[RunEnded] | None = None
         self._on_values: Callable[[int, int | None, dict[str, float]], None] = lambda *_: None
         self._run_id = ""
+        self._is_sent = asyncio.Event()  # the cell of the trial
         connection.hear = self._hear
 
     @classmethod
@@ -84,9 +85,10 @@ class Gang:
     async def run(self, cell: Execute, on_values: Callable[[int, int | None, dict[str, float]], None]) -> RunEnded:
         """Execute a cell on all ranks; `on_values` gets rank, step and metrics. Raises LLMCloudError."""
         loop = asyncio.get_running_loop()
+        self._is_sent.clear()
         self._ended, self._on_values, self._run_id = loop.create_future(), on_values, cell.run_id
         gone = asyncio.ensure_future(self._connection.gone.wait())
-        refused = asyncio.ensure_future(self._connection.request(cell, None))  # answered only when it is refused
+        refused = asyncio.ensure_future(self._send(cell))
         waited: set[asyncio.Future[Any]] = {self._ended, refused, gone}
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -101,6 +103,11 @@ class Gang:
             await asyncio.gather(gone, refused, return_exceptions=True)
             self._run_id = ""
 
+    async def _send(self, cell: Execute) -> None:
+        """Hand the cell to the agent, which answers only when it refuses it."""
+        self._is_sent.set()  # who waits for that goes on in a later turn of the loop
+        await self._connection.request(cell, None)
+
     def _hear(self, message: Message) -> None:
         match message:
             case Journaled(run_id=known, journal="metrics") if known == self._run_id:
@@ -112,8 +119,9 @@ class Gang:
                     self._ended.set_result(message)
 
     async def stop(self) -> None:
-        """Press Stop for the trial."""
+        """Press Stop for the trial, behind its cell: an agent does not know a run before."""
         if self._run_id:
+            await self._is_sent.wait()
             with suppress(LLMCloudError):  # it has ended, or its agent is gone
                 await self._connection.request(StopRun(run_id=self._run_id))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from jupyter_llmcloud.core.metrics.values import as_number
 from jupyter_llmcloud.core.search.reported_steps import is_reported
 from jupyter_llmcloud.errors import LLMCloudError
 
@@ -49,7 +52,7 @@ class TrialWatch:
         self._telling: asyncio.Task[None] | None = None
         self._error: LLMCloudError | None = None
 
-    def on_values(self, rank: int, step: int | None, values: dict[str, float]) -> None:
+    def on_values(self, rank: int, step: Any, values: dict[str, float]) -> None:
         """A rank has logged something."""
         seen = self.seen
         seen.names.update(dict.fromkeys(values))
@@ -57,7 +60,7 @@ class TrialWatch:
             return
         if rank != seen.rank:  # a lower one logs it, too
             seen.rank, seen.count = rank, 0
-        seen.value, seen.step = values[self._metric], int(step) if step is not None else seen.count
+        seen.value, seen.step = values[self._metric], _whole(step, seen.count)
         seen.count += 1
         if is_reported(seen.count - 1) and not self.is_pruned and self._error is None:
             self._pending.append((seen.step, seen.value))
@@ -80,3 +83,9 @@ class TrialWatch:
             await self._telling
         if self._error is not None:
             raise self._error
+
+
+def _whole(step: Any, count: int) -> int:
+    """A step as a study has it; of one that is no number, how many values were before."""
+    number = None if step is None else as_number(step)
+    return int(number) if number is not None and math.isfinite(number) else count

@@ -171,10 +171,15 @@ class RunFollower:
     def _read(self) -> tuple[bool, bool]:
         """One pass; returns whether there was anything new, and whether there is more to read at once."""
         try:
-            is_news = self._read_record()
+            return self._read_all()
         except NotFound:
             self.is_gone = True
             return True, False
+        except OSError:  # of a disk, or a process with too many open files: there is a next time
+            return False, False
+
+    def _read_all(self) -> tuple[bool, bool]:
+        is_news = self._read_record()
         assert self.record is not None
         if not self.is_complete and self.output.num_taken == 0:
             self.happened.reports += [record for _, record in notable(self.folder) if record.get("kind") == "report"]
@@ -195,7 +200,11 @@ class RunFollower:
     def _read_record(self) -> bool:
         if not self._journals.record_changed() and self.record is not None:
             return False
-        record = self.folder.read()
+        try:
+            record = self.folder.read()
+        except OSError:
+            self._journals.forget_record()
+            raise
         self.record = record
         self.view.name = record.name
         self._set_state(record, record.state)
@@ -255,13 +264,17 @@ class _Journals:
         before, self._stamp = self._stamp, (found.st_mtime_ns, found.st_ino, look)
         return before != self._stamp
 
+    def forget_record(self) -> None:
+        """It could not be read: it is looked at again."""
+        self._stamp = None
+
     def metrics(self, ranks: list[int]) -> list[tuple[int, list[dict[str, Any]], bool]]:
         """(rank, records, whether there may be more) of each journal with something new."""
         found = []
         for rank in ranks:
             path = self._folder.metrics(rank)
             cursor = self._metrics.setdefault(rank, Cursor())
-            if _size(path) > cursor.offset and (records := read_from(path, cursor, PASS_BYTES)):
+            if _size(path) > cursor.offset and (records := _read_on(path, cursor)):
                 found.append((rank, records, _size(path) - cursor.offset >= PASS_BYTES // 4))
         return found
 
@@ -278,7 +291,7 @@ class _Journals:
         """What has happened to the run."""
         if _size(self._folder.marks) == self._marks.offset:
             return []
-        return read_from(self._folder.marks, self._marks, PASS_BYTES)
+        return _read_on(self._folder.marks, self._marks)
 
     def skip_output(self, ranks: list[int]) -> int:
         """Begin with the end of what each rank wrote; returns how many records are left out."""
@@ -287,7 +300,7 @@ class _Journals:
             path = self._folder.logs(rank)
             if (size := _size(path)) <= TAIL_BYTES:
                 continue
-            first = read_from(path, Cursor(size - TAIL_BYTES), TAIL_BYTES)
+            first = _read_on(path, Cursor(size - TAIL_BYTES), TAIL_BYTES)
             if first:
                 seq = int(first[0].get("seq", 1)) - 1
                 self._logs[rank] = Cursor(size - TAIL_BYTES, seq)
@@ -301,10 +314,18 @@ class _Journals:
         for rank in ranks:
             path = self._folder.logs(rank)
             cursor = self._logs.setdefault(rank, Cursor())
-            if _size(path) > cursor.offset and (records := read_from(path, cursor, PASS_BYTES)):
+            if _size(path) > cursor.offset and (records := _read_on(path, cursor)):
                 rows += [(rank, record) for record in records]
                 has_more |= _size(path) - cursor.offset >= PASS_BYTES // 4
         return sorted(rows, key=lambda row: row[1].get("t", 0.0)), has_more
+
+
+def _read_on(path: Path, cursor: Cursor, max_bytes: int = PASS_BYTES) -> list[dict[str, Any]]:
+    """What is new; nothing where a disk, or a process with too many open files, refuses it for the moment."""
+    try:
+        return read_from(path, cursor, max_bytes)
+    except OSError:
+        return []
 
 
 def _size(path: Path) -> int:

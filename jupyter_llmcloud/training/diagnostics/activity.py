@@ -78,6 +78,9 @@ def _children_cpu() -> float:
             with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
                 children = file.read().split()
             for pid in children:
-                with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-                    ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+                with (
+                    contextlib.suppress(OSError),
+                    open(f"/proc/{pid}/stat", "rb") as file,
+                ):  # a name may be cut in the middle of a character
+                    ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")

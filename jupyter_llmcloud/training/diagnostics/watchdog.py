@@ -89,11 +89,13 @@ class Watchdog:
             if not self._active.is_set():
                 continue
             now = time.monotonic()
-            if self._is_due(now, self._still(now, self.collectives.state())):
-                try:
+            try:
+                if self._is_due(now, self._still(now, self.collectives.state())):
                     self._say(self.look())
-                except OSError:
-                    return  # the agent has gone; the control thread ends this process
+            except OSError:
+                return  # the agent has gone; the control thread ends this process
+            except Exception:  # of what the main thread changes meanwhile, as a group that it destroys: looked at again
+                continue
 
     def _is_due(self, now: float, still_s: float) -> bool:
         """Whether to say something: the thread has moved, has just come to rest, or it is time for a sign of life."""

@@ -31,7 +31,7 @@ def lr_find(
     factor = (high / low) ** (1 / max(1, num_steps - 1))
     rates: list[float] = []
     losses: list[float] = []
-    with _as_before(model, optimizer):
+    with _as_before(model, optimizer, loader):
         groups = optimizer.param_groups
         largest = max(group["lr"] for group in groups) or 1.0
         shares = [(group["lr"] or largest) / largest for group in groups]
@@ -59,7 +59,7 @@ def batch_find(
     measured: list[BatchMeasured] = []
     reason = ""
     size = min(first, most)
-    with _as_before(model, optimizer):
+    with _as_before(model, optimizer, loader):
         while not reason:
             measured.append(_measure(run, model, optimizer, dataset, collate, loss, size))
             run.log({"rows_per_s": measured[-1].rows_per_s, "batch_size": size}, step=len(measured))
@@ -95,11 +95,17 @@ def _measure(
 
 
 @contextmanager
-def _as_before(model: Any, optimizer: Any) -> Iterator[None]:
-    """Afterwards weights, buffers, the optimizer's state, gradients and random numbers are those of before."""
+def _as_before(model: Any, optimizer: Any, loader: Any) -> Iterator[None]:
+    """Afterwards weights, buffers, modes, gradients, the optimizer's state and random numbers are those of before."""
     weights = {name: value.detach().clone() for name, value in _tensors(model)}
-    state, mode, numbers = copy.deepcopy(optimizer.state_dict()), model.training, rng.snapshot()
-    model.train()
+    gradients = [(weight, weight.grad.clone()) for weight in model.parameters() if weight.grad is not None]
+    modes = [(part, part.training) for part in model.modules()]
+    orders = [(generator, generator.get_state()) for generator in rng.generators_of(loader)]
+    state, numbers = copy.deepcopy(optimizer.state_dict()), rng.snapshot()
+    for weight, _ in gradients:
+        weight.grad = None
+    if not model.training:  # else layers that are frozen stay so
+        model.train()
     try:
         yield
     finally:
@@ -108,7 +114,12 @@ def _as_before(model: Any, optimizer: Any) -> Iterator[None]:
                 value.copy_(weights[name])
         optimizer.load_state_dict(state)
         optimizer.zero_grad()
-        model.train(mode)
+        for weight, gradient in gradients:
+            weight.grad = gradient
+        for part, mode in modes:
+            part.training = mode
+        for generator, order in orders:
+            generator.set_state(order)
         rng.restore(numbers)
 
 

@@ -119,3 +119,15 @@ def test_a_leak_after_a_long_quiet_time_is_told_before_as_much_time_has_passed_a
         if (alert := detector.check()) is not None and told is None:
             told, text = now - quiet_s, alert.text
     assert told is not None and 300 <= told <= 1500 and "memory grows by 300.0 MiB a minute" in text
+
+
+def test_a_metric_is_looked_at_when_the_rank_that_logged_it_first_has_gone() -> None:
+    """As where an elastic run has fewer ranks, or a worker of async-ps has died."""
+    for leave in (RunDetectors.begin_attempt, lambda watch: watch.let_go(3)):
+        watch, values = RunDetectors(), falling(300)
+        values[250] *= 9
+        records = [{"step": step, "values": {"loss": value}} for step, value in enumerate(values)]
+        assert watch.metrics(3, records[:150]) == watch.metrics(0, records[:150]) == []
+        leave(watch)
+        assert [alert.step for alert in watch.metrics(0, records[150:])] == [250]
+        assert watch.metrics(1, records[150:]) == []

@@ -82,3 +82,13 @@ def test_batches_end_before_memory_does() -> None:
     lost = [*rows, BatchMeasured(32, 0, 0, fits=False)]
     assert why_stop(lost, 64 << 30, 999) == "a batch of 32 did not fit into memory" and suggest_size(lost) == 16
     assert suggest_size(lost[-1:]) is None and why_stop(rows, 64 << 30, 20) == "there are no more than 20 rows"
+
+
+@pytest.mark.parametrize(("start", "slope", "noise"), [(0.0, 0.0, 0.1), (0.05, -0.001, 0.05), (-2.0, 0.0, 0.1)])
+def test_losses_around_zero_or_below_have_not_diverged(start: float, slope: float, noise: float) -> None:
+    """As those of a critic or a policy: four times the lowest of them is no measure."""
+    dice, losses = random.Random(1), []
+    for step in range(100):
+        losses.append(start + slope * step + dice.gauss(0, noise))
+        assert not has_diverged(losses), step
+    assert has_diverged([*losses, *(100.0 for _ in range(5))])

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.core.search.rules import SweepStopAsked, TimeOver
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
 from jupyter_llmcloud.server.sweeps import driver as drivers
 from jupyter_llmcloud.server.sweeps.driver import SweepBoard, SweepDriver, SweepWork
 from jupyter_llmcloud.server.sweeps.gang import ClusterDoors
+from jupyter_llmcloud.server.sweeps.trial_watch import TrialWatch
 from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, make_sampler, open_storage, optuna
 from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore
 from jupyter_llmcloud.storage.search.turns import RESTORED, SAVED
@@ -507,3 +511,50 @@ async def test_a_trial_that_could_not_begin_is_none_that_has_failed(
 
 def again_study(sweep: PlayedSweep) -> Any:
     return optuna().load_study(study_name="tuned", storage=open_storage(str(sweep.folder.journal)))
+
+
+@pytest.mark.parametrize("how", ["stop", "timeout"])
+async def test_a_stop_while_a_trial_is_being_told_to_its_study_ends_that_trial(
+    root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its cell is on no rank yet that could be stopped: it must not be run for hours then."""
+    ran: list[int] = []
+    begin = SweepStudy.begin
+
+    def slowly(study: SweepStudy, number: int, *rest: Any) -> None:
+        if number == 1:
+            loop.call_soon_threadsafe(driver._events.put_nowait, SweepStopAsked() if how == "stop" else TimeOver())
+            time.sleep(0.3)
+        begin(study, number, *rest)
+
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        ran.append(number)
+        gang.on_values(0, 0, {"loss": 1.0})
+        return "finished"
+
+    monkeypatch.setattr(SweepStudy, "begin", slowly)
+    loop, driver = asyncio.get_running_loop(), PlayedSweep(root, play, monkeypatch, trials=2).driver()
+    await asyncio.wait_for(driver.run(), 20)
+    record = driver.board.record
+    assert ran == [0] and [row.state for row in record.trials] == ["done", "stopped"]
+    assert record.state == ("stopped" if how == "stop" else "finished")
+
+
+@pytest.mark.parametrize("step", ["epoch-1", math.nan, math.inf, 2.5], ids=["text", "nan", "infinite", "half"])
+async def test_a_step_that_is_no_whole_number_does_not_end_the_connection_to_the_ranks(step: Any) -> None:
+    watch = TrialWatch("loss", lambda _: asyncio.sleep(0, False), lambda: asyncio.sleep(0))
+    watch.on_values(0, step, {"loss": 3.0})
+    watch.on_values(0, step, {"loss": 2.0})
+    await watch.settled()
+    assert (watch.seen.value, watch.seen.step) == (2.0, 2 if step == 2.5 else 1)
+
+
+async def test_an_exception_that_nobody_has_foreseen_ends_the_sweep_with_its_words(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        raise RuntimeError("no such thing")
+
+    driver = PlayedSweep(root, play, monkeypatch).driver()
+    await asyncio.wait_for(driver.run(), 10)
+    assert (driver.board.record.state, driver.board.record.reason) == ("failed", "no such thing")

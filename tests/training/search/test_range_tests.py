@@ -106,3 +106,39 @@ def test_what_gives_no_loss_or_has_no_rows_is_refused_by_name() -> None:
     stream: Any = DataLoader(Stream(), 2)
     with pytest.raises(UsageError, match="rows have numbers, not DataLoader of a stream"):
         range_test.batch_find(run, model, optimizer, stream, None, first=1, most=0)
+
+
+def test_frozen_layers_the_order_of_rows_and_gradients_are_as_they_were() -> None:
+    model, optimizer, loader = parts()
+    order = torch.Generator().manual_seed(7)
+    loader = DataLoader(loader.dataset, 32, shuffle=True, generator=order)
+    model.train()
+    model[1].eval()  # running statistics of a layer that is not to learn
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before, mean = order.get_state().clone(), model[1].running_mean.clone()
+    run: Any = LoneRun()
+    for find in (
+        lambda: range_test.lr_find(
+            run, model, optimizer, loader, torch.nn.functional.mse_loss, low=1e-6, high=1.0, num_steps=20
+        ),
+        lambda: range_test.batch_find(run, model, optimizer, loader, torch.nn.functional.mse_loss, first=2, most=4),
+    ):
+        find()
+        assert [part.training for part in model.modules()] == [True, True, False, True]
+        assert torch.equal(order.get_state(), before) and torch.equal(model[1].running_mean, mean)
+        assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight)) and model[2].weight.grad is None
+
+
+def test_a_frozen_layer_is_frozen_during_the_test_too() -> None:
+    model, optimizer, loader = parts()
+    model.train()
+    model[1].eval()
+    seen: list[bool] = []
+    model[1].register_forward_hook(lambda layer, *_: seen.append(layer.training))
+    run: Any = LoneRun()
+    range_test.lr_find(run, model, optimizer, loader, torch.nn.functional.mse_loss, low=1e-6, high=1.0, num_steps=20)
+    assert seen and not any(seen)
+    model.eval()
+    seen.clear()
+    range_test.lr_find(run, model, optimizer, loader, torch.nn.functional.mse_loss, low=1e-6, high=1.0, num_steps=20)
+    assert all(seen) and not model.training and not model[1].training
