@@ -222,3 +222,10 @@ def test_names_of_a_star_import_are_not_asked_of_earlier_cells() -> None:
 def test_a_text_with_a_character_that_only_some_take_for_the_end_of_a_line_stays_whole(odd: str) -> None:
     code, _ = plain_code(SourceCell("l", f"x = 'a{odd}b'\nfrom jupyter_llmcloud import run\nrun.log(x=1)"))
     assert code == f"x = 'a{odd}b'\npass\nrun.log(x=1)"
+
+
+def test_what_looks_like_a_command_within_a_text_is_text() -> None:
+    code = 'template = """\n%d items\n!important\n"""'
+    parts, notes = needed_cells(SourceCell("last", "print(template % 3)"), [SourceCell("made", f"!ls\n{code}")])
+    assert [part.cell.code for part in parts] == [f"pass\n{code}", "print(template % 3)"]
+    assert notes == ["Left out: '!ls' of run made."]
