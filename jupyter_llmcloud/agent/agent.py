@@ -21,6 +21,7 @@ from jupyter_llmcloud.agent import preemption
 from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
 from jupyter_llmcloud.agent.failover.standby import Standby
 from jupyter_llmcloud.agent.gpus import GpuStats
+from jupyter_llmcloud.agent.heartbeats import by_itself
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.resources import Ours, ResourceMonitor
@@ -193,8 +194,9 @@ class Agent:
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
             now = time.monotonic()
-            self.worlds.heartbeat(now)
-            self.leader_links.heartbeat()
+            with by_itself():
+                self.worlds.heartbeat(now)
+                self.leader_links.heartbeat()
             if self.node.is_held or self.worlds or self.node.groups:  # a world has a lease of its own, on its leader
                 self._held_until = now + self.lifetimes.lease_s
             elif now > self._held_until:

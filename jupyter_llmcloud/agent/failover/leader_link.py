@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.agent.heartbeats import by_itself
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, LocalGroup, LocalGroups, RankEvents
 from jupyter_llmcloud.core.scheduling.lease_link import LeaseLink, LinkHeader
 from jupyter_llmcloud.errors import NotFound
@@ -175,7 +176,8 @@ class LeaderLinks:
     def heartbeat(self) -> None:
         """Called every second."""
         for link in list(self._by_link.values()):
-            link.heartbeat()
+            with by_itself():
+                link.heartbeat()
 
     def _end(self, link: LeaderLink) -> None:
         if self._by_link.pop(link.link_id, None) is None:

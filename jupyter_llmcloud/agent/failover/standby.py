@@ -149,11 +149,12 @@ class Standby:
     async def _take_over(self, folder: Path, term: int) -> bool:
         run, leadership = RunFolder(folder), Leadership(folder)
         claim = TermClaim(term, self._address, socket.gethostname())
-        if not leadership.can_be_taken or not await asyncio.to_thread(leadership.claim, claim):
-            return False
         try:
-            record = await asyncio.to_thread(run.read)
+            # Before the claim: who cannot read it leaves the run to others, and it is not taken for one that is led.
             spec, cell, definitions = await asyncio.to_thread(leadership.load)
+            if not leadership.can_be_taken or not await asyncio.to_thread(leadership.claim, claim):
+                return False
+            record = await asyncio.to_thread(run.read)
         except (NotFound, FileNotFoundError):
             return False  # it has ended
         if not record.is_active:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from jupyter_llmcloud.agent.heartbeats import by_itself
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.world.run_queue import RunQueue
 from jupyter_llmcloud.agent.world.world import World
@@ -54,7 +55,7 @@ class LedWorld:
         self._started = time.time()
         self._unused_since = time.monotonic()
         self._lease_s = spec.lease_s
-        self._giving_up: asyncio.Future[None] | None = None
+        self._giving_up: set[asyncio.Task[None]] = set()
 
     # --- what its ranks say, and its runs want to know ---
 
@@ -71,7 +72,9 @@ class LedWorld:
     def on_message(self, rank: int, message: Message) -> None:
         """A rank says something, or the agent that hosts it elsewhere."""
         if isinstance(message, AgentLeaves):
-            self._giving_up = asyncio.ensure_future(self._give_up(rank))
+            task = asyncio.create_task(self._give_up(rank))
+            self._giving_up.add(task)
+            task.add_done_callback(self._giving_up.discard)
         else:
             self.runs.on_message(rank, message)
 
@@ -323,8 +326,9 @@ class LedWorlds:
     def heartbeat(self, now: float) -> None:
         """Called every second."""
         for world_id, world in list(self._worlds.items()):
-            if not world.heartbeat(now):
-                self.end(world_id)
+            with by_itself():
+                if not world.heartbeat(now):
+                    self.end(world_id)
 
     async def save(self) -> None:
         """Have checkpoints of the runs that are executed, where they save any."""

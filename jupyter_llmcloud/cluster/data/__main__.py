@@ -18,6 +18,7 @@ from typing import Any
 
 from jupyter_llmcloud.cluster.data.worker_process import IDLE_S, IDLE_STATUS, read_message, write_message
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.protocol.client import is_ready
 from jupyter_llmcloud.protocol.rpc import refusal_body
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     work: Any = None
     with contextlib.suppress(EOFError):
         while True:
-            if not select.select([requests], [], [], IDLE_S)[0]:
+            if not is_ready([requests.fileno()], select.POLLIN, IDLE_S):
                 os._exit(IDLE_STATUS)  # whoever began the preparation is gone
             request = pickle.loads(read_message(requests))
             try:

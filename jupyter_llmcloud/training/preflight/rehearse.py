@@ -114,7 +114,9 @@ def _watched(journal: Journal, name: str, original: Any) -> Any:
         if name in _OBJECTS:
             _check_objects(journal, name, given)
         ranks = dist.get_process_group_ranks(group) if group is not None else []
-        with journal.together(f"{name}()", shape=_shape(name, args, kwargs), group=ranks):
+        is_split = given.get("input_split_sizes") or given.get("output_split_sizes")  # by each rank as it likes
+        shape = "" if is_split else _shape(name, args, kwargs)
+        with journal.together(f"{name}()", shape=shape, group=ranks):
             return original(*args, **kwargs)
 
     return collective

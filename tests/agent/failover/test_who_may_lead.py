@@ -158,12 +158,21 @@ def test_an_agent_that_stood_by_leads_when_the_newest_term_says_so(
     assert (Leadership(tmp_path / "train").newest() == newest) is not leads
 
 
-async def _told_of_term_2(path: Path, newest: TermClaim) -> list[int]:
+def test_who_cannot_read_what_is_needed_to_lead_a_run_leaves_it_to_others(tmp_path: Path) -> None:
+    # Another version has written it, or half of it has come through: who reads it may lead, and nobody has claimed that.
+    path, newest = tmp_path / "train", TermClaim(2, "/a.sock", "one")
+    led = asyncio.run(_told_of_term_2(path, newest, b"no frame of ours"))
+    assert led == [] and Leadership(path).newest() == newest
+
+
+async def _told_of_term_2(path: Path, newest: TermClaim, written: bytes = b"") -> list[int]:
     cell = Execute(world_id="w", run_id="train", name="train", code="", max_restarts=1)
     RunFolder(path).create(RunRecord("train", "train", "running", ranks=[0]), "")
     leadership, led = Leadership(path), list[int]()
     leadership.save(SPEC, cell, [])
     leadership.claim(newest)
+    if written:
+        (path / "restart.bin").write_bytes(written)
 
     async def lead_on(*about: Any) -> None:
         led.append(about[-1])

@@ -14,7 +14,7 @@ from jupyter_llmcloud.training.parallel.strategies.diloco import DiLoCo
 LR, OUTER_LR, MOMENTUM = 0.1, 0.7, 0.9
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # gloo keeps a port of the first group of a process
 def group() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield

@@ -15,6 +15,10 @@ from jupyter_llmcloud.training.parallel.asynchronous.wire import Wire, as_bytes,
 
 _END = -1
 _CONNECT_S = 30.0
+_GONE = (
+    "--plan async-ps: this model was prepared in an earlier cell of another world, and its parameter servers are gone. "
+    "Prepare it again: accelerator.prepare(model)."
+)
 
 
 class ParameterClient:
@@ -40,6 +44,15 @@ class ParameterClient:
     def open(self, session: str) -> None:
         """A cell begins."""
         self.close()
+        try:
+            self._connect(session)
+        except BaseException as error:
+            self.close()  # to some of them: what is sent would be cut for those
+            if isinstance(error, ConnectionRefusedError):
+                raise UsageError(_GONE) from error
+            raise
+
+    def _connect(self, session: str) -> None:
         with watched_sockets():  # a Stop, and the failure of a rank, release who waits at them
             for (host, port), token in zip(self.servers, self._tokens, strict=True):
                 sock = socket.create_connection((host, port), timeout=_CONNECT_S)
@@ -126,10 +139,7 @@ class _ClosedOnError:
 
     def __enter__(self) -> None:
         if not self._client.is_open:
-            raise UsageError(
-                "--plan async-ps: this model was prepared in an earlier cell of another world, and its parameter "
-                "servers are gone. Prepare it again: accelerator.prepare(model)."
-            )
+            raise UsageError(_GONE)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is not None:

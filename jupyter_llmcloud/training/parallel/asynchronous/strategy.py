@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.core.parallel.left_rows import Place
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.diagnostics.time_split import BLOCKED, TIMES
 from jupyter_llmcloud.training.group.process_group import own_address
 from jupyter_llmcloud.training.parallel.asynchronous.client import ParameterClient
@@ -315,8 +316,12 @@ class AsyncParameterServer(LocalSGD):
         return shard.state() if shard is not None else None
 
     def put(self, state: Any) -> None:
-        if not self._is_open:
+        if not self._served:
             return
+        try:
+            self._open()  # servers that hold what was trained after the checkpoint must not go on with that
+        except UsageError:
+            return  # they have gone, as whoever trains such a model is told
         self._servers.meet()
         for replica, saved in zip(self._served, state or [None] * len(self._served), strict=False):
             replica.restart()
