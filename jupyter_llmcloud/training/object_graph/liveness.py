@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 from types import CodeType, FrameType
 
 _ENDS = ("RETURN", "RAISE", "RERAISE")
@@ -77,4 +78,22 @@ def names_in(code: CodeType) -> set[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             found |= names_in(constant)
+    return found
+
+
+def names_written(code: CodeType) -> set[str]:
+    """The variables that some code gives values: a function's own ones, or the global ones of a cell."""
+    if code.co_flags & inspect.CO_OPTIMIZED:
+        return {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    stores = ("STORE_NAME", "STORE_GLOBAL")
+    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in stores}
+    return found | _globals_written(code)
+
+
+def _globals_written(code: CodeType) -> set[str]:
+    """By `global` in the functions of a cell."""
+    found: set[str] = set()
+    for inner in (constant for constant in code.co_consts if isinstance(constant, CodeType)):
+        found |= {str(step.argval) for step in dis.get_instructions(inner) if step.opname == "STORE_GLOBAL"}
+        found |= _globals_written(inner)
     return found

@@ -72,7 +72,8 @@ class Restorer:
         self.everything = everything
         self._done: dict[str, Any] = {}
         self._taken: set[int] = set()
-        self._pending: list[tuple[Kind, Any, Node, bool]] = []
+        self._pending: list[tuple[str, Kind, Any, Node, bool]] = []
+        self._ready: list[tuple[str, Kind, Any, Node, list[Any]]] = []  # of which all that they consist of is known
         self._reserved = {
             id(found) for address, node in nodes.items()
             if node["known"] and (found := live.paths.get(address, _MISSING)) is not _MISSING
@@ -88,17 +89,31 @@ class Restorer:
             self._done.setdefault(address, found)
         return self._done[address]
 
-    def finish(self) -> None:
-        """Fill what was found or made: what has keys after what these consist of, what is told its state last."""
-        ready = []
-        while self._pending:
-            kind, target, node, is_kept = self._pending.pop(0)
+    def finish(self, below: Collection[str] | None = None) -> None:
+        """Fill what was found or made: what has keys after what these consist of, what is told its state last.
+
+        `below`: only what has these addresses. What is made of whole parts asks for them while others are being filled.
+        """
+        while (at := next((n for n, item in enumerate(self._pending) if _is_in(item[0], below)), None)) is not None:
+            address, kind, target, node, is_kept = self._pending.pop(at)
             children = [self.value(item) for item in node["items"]]
             if not (is_kept and self._has(target, children)):
-                ready.append((kind, target, node, children))
+                self._ready.append((address, kind, target, node, children))
+        ready = [item for item in self._ready if _is_in(item[0], below)]
+        self._ready = [item for item in self._ready if not _is_in(item[0], below)]
         ready.reverse()  # the inner before the outer
-        for kind, target, node, children in sorted(ready, key=lambda item: _order(item[0])):
+        for _, kind, target, node, children in sorted(ready, key=lambda item: _order(item[1])):
             kind.fill(target, node["head"], children)
+
+    def _below(self, node: Node) -> set[str]:
+        """The addresses of everything that an object consists of."""
+        found: set[str] = set()
+        pending = [item[0] for item in node["items"] if type(item) is list]
+        while pending:
+            if (address := pending.pop()) not in found:
+                found.add(address)
+                pending += [item[0] for item in self.nodes[address].get("items", ()) if type(item) is list]
+        return found
 
     def _there(self, address: str, node: Node) -> Any:
         """The object that stands where the saved one stood, if nobody else has it."""
@@ -134,8 +149,9 @@ class Restorer:
         if kind.name == "reduced" and (id(found) in self._in_use or self._draws(address)):
             raise ResumeMissed(f"the iterator {_named(address)} is not where it was: it is drawn from beside a loop.")
         children = [self.value(item) for item in node["items"]]
-        if found is not _MISSING and kind.kept and self._is_like(found, node, children):
+        if found is not _MISSING and kind.kept and self._is_like(found, kind, node, children):
             self._taken.add(id(found))
+            kind.attach(found, node["head"], children)
             return found
         return self._made(kind, address, node, children)
 
@@ -192,7 +208,7 @@ class Restorer:
         is_kept = target is found and not node["changed"] and not self.everything
         self._taken.add(id(target))
         self._done[address] = target  # what it consists of may lead back to it
-        self._pending.append((kind, target, node, is_kept))
+        self._pending.append((address, kind, target, node, is_kept))
         return target
 
     def _made(self, kind: Kind, address: str, node: Node, children: list[Any]) -> Any:
@@ -202,7 +218,7 @@ class Restorer:
             return children[0]  # its memory
         try:
             if kind.name in _OF_WHOLE_PARTS:
-                self.finish()
+                self.finish(self._below(node))
             if address in self._done:  # it is part of itself
                 return self._done[address]
             cls = None if kind.name in ("reduced", "named", "torch value", "dict view") else self._class(node)
@@ -218,14 +234,17 @@ class Restorer:
             )
         return cls
 
-    def _is_like(self, found: Any, node: Node, children: list[Any]) -> bool:
-        """Whether an object that cannot be filled consists of just these."""
+    def _is_like(self, found: Any, kind: Kind, node: Node, children: list[Any]) -> bool:
+        """Whether an object that cannot be filled consists of just these, but for what is attached to it."""
         entry: Entry = self.live.entry_of(found)
-        if entry.refusal or entry.head != node["head"] or len(entry.items) != len(children):
+        if entry.refusal or entry.kind.name != kind.name:
+            return False
+        (there, items), (head, parts) = kind.own(entry.head, entry.items), kind.own(node["head"], children)
+        if there != head or len(items) != len(parts):
             return False
         if node["kind"] == "tensor" and node["changed"] and entry.head[-3:-2] == [True]:
             return False  # it has a graph (which is not asked for here: that could make it anew, and fail)
-        return all(map(self._is_child, entry.items, children))
+        return all(map(self._is_child, items, parts))
 
     def _has(self, target: Any, children: list[Any]) -> bool:
         """Whether an object that has not changed, in a cell that may have been edited, is best left alone.
@@ -255,6 +274,10 @@ class Restorer:
         if type(item) is not list:
             return type(item) is type(wanted) and type(item) in SIMPLE and (item == wanted or item != item)
         return self.live.entries[item[0]].value is wanted
+
+
+def _is_in(address: str, below: Collection[str] | None) -> bool:
+    return below is None or address in below
 
 
 def _order(kind: Kind) -> int:

@@ -55,6 +55,8 @@ class ObjectState:
         self._first_roots: dict[str, bytes] = {}
         self._early: set[str] = set()  # what there was when the training began
         self._early_roots: set[str] = set()
+        self._in_body: set[str] = set()  # of it, what the bodies of loops had made by then that run round it
+        self._is_in_same_bodies: Callable[[], bool] = lambda: True
         self._left = MAX_AT_ONCE
         self._changing: set[str] = set()  # regions that are known to change: they are not compared again
 
@@ -64,7 +66,7 @@ class ObjectState:
         return bool(self._first_roots)
 
     def remember(self, graph: Graph, covered: set[int]) -> None:
-        """How what is new is now. The first time is when the training begins."""
+        """How what is new is now. The first time is when the training begins, or the outermost loop round it."""
         is_first = not self.has_begun
         for address, value in graph.roots.items():
             self._first_roots.setdefault(address, digest(value))
@@ -76,6 +78,12 @@ class ObjectState:
         if is_first:
             self._early, self._early_roots = set(self._first), set(self._first_roots)
 
+    def remember_bodies(self, is_in_same_bodies: Callable[[], bool]) -> None:
+        """What was remembered since the outermost loop began is made again too, as long as the same bodies run."""
+        self._in_body = set(self._first) - self._early
+        self._is_in_same_bodies = is_in_same_bodies
+        self._early_roots = set(self._first_roots)
+
     def _fingerprint(self, entry: Entry, covered: set[int]) -> bytes:
         if isinstance(entry.value, Region):
             return _COVERED if entry.value.start in covered else digest_bytes(entry.value.bytes)
@@ -86,6 +94,8 @@ class ObjectState:
     def take(self, graph: Graph, covered: set[int], copy: CopyBytes, limit: int) -> dict[str, Any]:
         """The roots and nodes of a graph as loadable values; raises NotPlain for what cannot be saved."""
         self.later, self._left = [], MAX_AT_ONCE
+        if self._in_body and not self._is_in_same_bodies():
+            self._in_body = set()  # another iteration has begun, which makes others
         reached = graph.reached()
         nodes = {at: self._node(entry, covered, copy, limit) for at, entry in graph.entries.items() if at in reached}
         for root in self._not_whole(graph, nodes):
@@ -123,9 +133,12 @@ class ObjectState:
                 "must": entry.need == MUST}  # fmt: skip
         size = _size(entry)
         leads_on = any(type(item) is list for item in entry.items)
-        if not (changed or leads_on or entry.transient) and entry.address in self._early and size > _FEW:
+        if not (changed or leads_on or entry.transient) and self._is_early(entry.address) and size > _FEW:
             return node
         return {**node, "head": entry.head, "items": entry.items, "whole": entry.kind.made and size <= _MANY}
+
+    def _is_early(self, address: str) -> bool:
+        return address in self._early or address in self._in_body
 
     def _has_other_bytes(self, entry: Entry) -> bool:
         region = entry.kind.unsaved_memory(entry.value)
@@ -142,7 +155,7 @@ class ObjectState:
             return self._unsaved(entry, f"{size:,} bytes made anew in every step")
         if entry.need == MAY and size > SMALL:
             return {**node, "changed": False}
-        changed = known is None or address not in self._early or address in self._changing
+        changed = known is None or not self._is_early(address) or address in self._changing
         if not changed and size > SMALL:
             self._left -= size
         if not changed and size > SMALL and self._left < 0:

@@ -362,6 +362,10 @@ class Checkpointer:
         """Weak references to the cell's Accelerators and what they have prepared."""
         return self._state.prepared()
 
+    def begun_loop(self) -> None:
+        """A loop begins with none round it."""
+        self._state.note_loop()
+
     def begun_pass(self) -> None:
         """A pass over a loader begins."""
         self._state.note_begin()

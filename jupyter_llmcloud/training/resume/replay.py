@@ -47,6 +47,9 @@ class CellObserver(Protocol):
     def where(self) -> Where:
         """Which functions of the cell run, and where in their code they are."""
 
+    def begun_loop(self) -> None:
+        """A loop begins with none round it."""
+
     def begun_pass(self) -> None:
         """A pass over a loader begins."""
 
@@ -156,6 +159,10 @@ class ReplayCursor:
         """How things are now."""
         rng = randomness.snapshot() if with_rng else None
         return BodyStart(self.loops.begun, self.passes.begun, self.loaders.num_made, rng, self._observer.prepared())
+
+    def begun_outermost(self) -> None:
+        """A loop begins with none round it."""
+        self._observer.begun_loop()
 
     def before_batch(self, iterator: TrackedIterator) -> None:
         """A loader is about to fetch a batch."""

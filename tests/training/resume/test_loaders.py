@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.resume.cell.frame_variables import keeps_batches
 from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
 from jupyter_llmcloud.training.resume.loaders.passes import PassHistory
@@ -192,3 +197,55 @@ def test_a_cycle_of_plain_values_is_no_cycle_of_batches() -> None:
     for _ in range(9):
         next(drawn)
     assert keeps_batches(zip([1], drawn, strict=False)), "also when it only repeats what it has kept"
+
+
+class Rounds(torch.utils.data.Sampler[int]):
+    """A sampler of the cell's own: each pass has an order of its own, and leaves others behind."""
+
+    def __init__(self) -> None:
+        self.numbers, self.past, self.random = np.random.default_rng(5), [0], random.Random(2)
+
+    def __iter__(self) -> Iterator[int]:
+        self.past.append(self.past[-1] + 1)
+        order = self.numbers.permutation(12).tolist()
+        first = self.random.randrange(12) + self.past[-1]
+        yield from (order[(first + at) % 12] for at in range(12))
+
+    def __len__(self) -> int:
+        return 12
+
+
+class Endless(torch.utils.data.IterableDataset[int]):
+    """A stream of the cell's own that goes on where the last pass over it ended."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        begin = self.at
+        self.at += 12
+        yield from range(begin, begin + 12)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "batch sampler", "stream"])
+def test_a_pass_is_led_to_the_order_that_the_cells_own_sampler_had_when_it_began(kind: str) -> None:
+    def loader() -> DataLoader[int]:
+        if kind == "stream":
+            return DataLoader(Endless(), batch_size=2)
+        if kind == "sampler":
+            return DataLoader(Counting(), batch_size=2, sampler=Rounds())
+        return DataLoader(Counting(), batch_sampler=torch.utils.data.BatchSampler(Rounds(), 2, False))
+
+    cursor, data = Cursor(), loader()
+    for _ in range(2):
+        list(cursor.over(data))
+    third = cursor.over(data)
+    used = [next(third).tolist() for _ in range(3)]
+    saved = {"a": rng.loadable(third.position())}
+    left = [batch.tolist() for batch in third]
+    again = Cursor()  # the cell is executed again, and the bodies of finished passes are not
+    iteration = again.over(loader())
+    again.passes.begun = {"a": 2}
+    again.passes._pending = saved
+    assert [batch.tolist() for batch in iteration] == left
+    assert used != left

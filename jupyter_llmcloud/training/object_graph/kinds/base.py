@@ -63,6 +63,13 @@ class Kind:
         """Give it these contents."""
         raise NotImplementedError
 
+    def own(self, head: Any, items: list[Any]) -> tuple[Any, list[Any]]:
+        """Head and items without what may be attached to one that is there, where such a kind is not filled."""
+        return head, items
+
+    def attach(self, value: Any, head: Any, children: list[Any]) -> None:
+        """Give one that is there, and is like the saved one, what is attached to it."""
+
     def refusal(self, head: Any) -> str:
         """Why one that has changed to this cannot be saved; "" when it can."""
         return ""

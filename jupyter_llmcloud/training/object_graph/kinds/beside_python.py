@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from typing import Any
 
 import torch
 
-from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Untouched
+from jupyter_llmcloud.training.object_graph.kinds.base import Child, Untouched
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
+_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
 )  # fmt: skip
@@ -106,38 +108,24 @@ def hooks_of(module: torch.nn.Module) -> list[Child]:
     own = vars(module)
     found = [(kind, hook) for kind in _HOOKS for hook in list((own.get(kind) or {}).values())]
     for name, tensor in (own.get("_parameters") or {}).items():
-        found += [(name, hook) for hook in list((getattr(tensor, "_backward_hooks", None) or {}).values())]
-    names = [f"{where} {getattr(hook, '__qualname__', type(hook).__name__)}" for where, hook in found if _is_own(hook)]
+        found += [(name, hook) for kind in _OF_TENSORS for hook in list((getattr(tensor, kind, None) or {}).values())]
+    of_user = [(where, hook) for where, hook in found if is_own_hook(hook)]
+    names = [f"{where} {getattr(hook, '__qualname__', type(hook).__name__)}" for where, hook in of_user]
     if names:
         _had[id(module)] = weakref.ref(module)
     elif (known := _had.get(id(module))) is None or known() is not module:
         return []
-    return [("<hooks>", HookNames(names))]
+    # What a hook has counted, or closed over, is often known to nobody else.
+    return [("<hooks>", HookNames(names)), *((f"<hook {number}>", hook) for number, (_, hook) in enumerate(of_user))]
 
 
-def _is_own(hook: Any) -> bool:
-    return is_own_module(str(getattr(hook, "__module__", "")))
+def is_own_hook(hook: Any) -> bool:
+    """Whether a hook is the user's own."""
+    function = hook.func if isinstance(hook, functools.partial) else hook
+    return is_own_module(str(getattr(function, "__module__", "")))
 
 
 _had: dict[int, weakref.ref[Any]] = {}
-
-
-class TrainedTensor(Untouched):
-    """A tensor that an optimizer trains, whose values are saved with its model: what the cell has attached to it."""
-
-    name = "trained tensor"
-    led = True
-
-    def split(self, value: Any) -> tuple[Any, list[Child]]:
-        own = [(name, item) for name, item in vars(value).items() if _is_attached(name, item)]
-        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
-
-    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        vars(value).update(zip(head, children, strict=False))
-
-
-def _is_attached(name: str, item: Any) -> bool:
-    return not name.startswith("_") and (type(item) in SIMPLE or type(item) is torch.Tensor)
 
 
 def is_shared_numbers(value: Any) -> bool:

@@ -6,6 +6,7 @@ import weakref
 from collections import OrderedDict
 from typing import Any
 
+from jupyter_llmcloud.training.object_graph import set_order
 from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Kind, is_plain, set_attributes, visible
 
 
@@ -29,7 +30,9 @@ class Container(Kind):
 
     def extra(self, value: Any) -> Any:
         """What belongs to it beside its items."""
-        return getattr(value, "maxlen", None) if self.name == "deque" else None
+        if self.name == "deque":
+            return value.maxlen
+        return set_order.num_slots(value) if self.name == "set" else None
 
     def make(self, cls: Any, head: Any) -> Any:
         if self.name == "deque":
@@ -40,16 +43,20 @@ class Container(Kind):
         return super().make(cls, head)
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        _, items, names = head
-        self.base.clear(value)  # type: ignore[attr-defined]
-        add = self.base.update if self.name == "set" else self.base.extend  # type: ignore[attr-defined]
-        add(value, children[len(names) :] if items is None else items)
+        extra, items, names = head
+        wanted = children[len(names) :] if items is None else items
+        if self.name == "set":
+            set_order.fill(value, list(wanted), extra or 0)
+        else:
+            self.base.clear(value)  # type: ignore[attr-defined]
+            self.base.extend(value, wanted)  # type: ignore[attr-defined]
         if type(value) is not self.base:
             set_attributes(value, names, children[: len(names)])
 
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
         _, items, names = head
-        made = self.base.__new__(cls, children[len(names) :] if items is None else items)
+        wanted = children[len(names) :] if items is None else items
+        made = set_order.frozen(cls, list(wanted)) if self.name == "frozenset" else self.base.__new__(cls, wanted)
         if names:
             set_attributes(made, names, children[: len(names)])
         return made

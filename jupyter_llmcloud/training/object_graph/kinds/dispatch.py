@@ -52,9 +52,9 @@ _FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
-TRAINED_TENSOR, _HOOKS, _EVENT = beside_python.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
+TRAINED_TENSOR, _HOOKS, _EVENT = tensors.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
-_ARRAY, _OBJECTS = tensors.Array(), tensors.Objects()
+_ARRAY, _OBJECTS, _ARRAY_OF_CLASS = tensors.Array(), tensors.Objects(), tensors.ArrayOfClass()
 
 # The packages whose objects tell others of a training, stand for data outside, or belong to our own and torch's
 # machinery: no state of a training is in them that the cell, a state_dict or we do not bring back.
@@ -138,7 +138,7 @@ BY_NAME: dict[str, Kind] = {
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
         STATEFUL_FOLLOWED, WRAPPER, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT, _COUNTING,
-        _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE,
+        _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _ARRAY_OF_CLASS, _OBJECTS, _SCALAR, _MODULE,
         _RESTATED, _ARROW, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
@@ -158,7 +158,7 @@ def _kind_by_base(value: Any) -> Kind:
         return _FIXED  # of a file that is read: a corpus may be larger than memory
     if isinstance(value, np.ndarray):
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
-        return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
+        return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _ARRAY_OF_CLASS
     if isinstance(value, types.FunctionType):
         if "_torchdynamo_orig_callable" in vars(value):
             return _COMPILED

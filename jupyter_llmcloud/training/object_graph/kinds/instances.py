@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from jupyter_llmcloud.training.checkpoint.rng import parts_of
 from jupyter_llmcloud.training.object_graph.kinds.base import (
     SIMPLE,
     Child,
@@ -159,6 +160,10 @@ class Loader(Untouched):
         parts = ("dataset", "sampler", "batch_sampler", "collate_fn")
         found = [(f".{name}", getattr(value, name, None)) for name in parts]
         own = [(name, part) for name, part in found if name == ".dataset" or _may_change(part)]
+        # Those that Accelerate has put its own ones round, in the order in which they lie.
+        known = {id(part) for _, part in own}
+        inner = [part for part in parts_of(value)[1:] if _may_change(part) and id(part) not in known]
+        own += [(f"<inner {number}>", part) for number, part in enumerate(inner)]
         return [name for name, _ in own], own
 
 

@@ -18,9 +18,11 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     name_of,
     visible,
 )
+from jupyter_llmcloud.training.object_graph.kinds.beside_python import is_own_hook
 from jupyter_llmcloud.training.object_graph.kinds.instances import has_plain_layout
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _VALUES = frozenset({"array", "builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "functools",
     "ipaddress", "itertools", "numpy", "operator", "pandas", "pathlib", "re", "scipy", "sklearn", "uuid",
     "zoneinfo", "_operator", "pytz", "PIL"})  # fmt: skip
@@ -148,14 +150,19 @@ def _of_optimizers() -> frozenset[str]:
 
 def beside_state(value: Any) -> tuple[list[str], list[Child]]:
     """Names and values of what the state_dict() of an optimizer or a schedule of the user's leaves out."""
-    if isinstance(value, torch.optim.Optimizer) and is_own_module(str(type(value).__module__)):
-        own = [
-            (name, item) for name, item in visible(value) if name not in _of_optimizers() and not name.startswith("_")
-        ]
-        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
+    if isinstance(value, torch.optim.Optimizer):
+        own = [(name, item) for name, item in visible(value) if _is_beside(value, name)]
+        hooks = [hook for kind in _HOOKS for hook in list((getattr(value, kind, None) or {}).values())]
+        kept = [(f"<hook {number}>", hook) for number, hook in enumerate(filter(is_own_hook, hooks))]
+        return [name for name, _ in own], [*((f".{name}", item) for name, item in own), *kept]
     functions = getattr(value, "lr_lambdas", None)
     found = [item for item in functions if _keeps_something(item)] if isinstance(functions, list) else []
     return [], [(f".lr_lambdas[{number}]", item) for number, item in enumerate(found)]
+
+
+def _is_beside(value: torch.optim.Optimizer, name: str) -> bool:
+    is_own = is_own_module(str(type(value).__module__))
+    return is_own and name not in _of_optimizers() and not name.startswith("_")
 
 
 def _keeps_something(function: Any) -> bool:
@@ -164,9 +171,9 @@ def _keeps_something(function: Any) -> bool:
 
 
 def put_beside_state(value: Any, names: list[str], items: list[Any]) -> None:
-    """Give it its attributes back; functions are filled by themselves."""
+    """Give it its attributes back; functions, and hooks behind them, are filled by themselves."""
     if names:
-        vars(value).update(zip(names, items, strict=True))
+        vars(value).update(zip(names, items, strict=False))
 
 
 def _may_be_new(cls: Any) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
 import torch
 
 from jupyter_llmcloud.training.object_graph import memory
-from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Child, Kind, Untouched
 from jupyter_llmcloud.training.object_graph.memory import Region
+from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 
 class _LostGraph(torch.autograd.Function):
@@ -44,6 +46,24 @@ class Memory(Kind):
         return memory.allocate(head[0], head[1])
 
 
+_OF_TENSOR = 10  # parts of the head of one that has memory
+_BY_LIBRARIES = ("_is_hf", "_dynamo", "_fsdp", "_ddp", "__")  # how these begin what they attach to tensors
+_ATTACHED = (list, tuple, dict, set, frozenset, deque, np.ndarray)
+
+
+def attached_to(value: torch.Tensor) -> list[Child]:
+    """The attributes that a cell has given to a tensor."""
+    return [(name, item) for name, item in vars(value).items() if _is_attached(name, item)]
+
+
+def _is_attached(name: str, item: Any) -> bool:
+    if type(item) in SIMPLE:
+        return not name.startswith(_BY_LIBRARIES)
+    if name.startswith("_"):  # of a library, as a rule: what a flat parameter was made of
+        return False
+    return type(item) is torch.Tensor or isinstance(item, _ATTACHED) or is_own_module(str(type(item).__module__))
+
+
 class TorchTensor(Kind):
     """A tensor of torch, or a parameter."""
 
@@ -55,11 +75,20 @@ class TorchTensor(Kind):
             return self._other(value)
         if value.numel() and not value.untyped_storage().size():
             return ["freed"], []  # FSDP has let it go until it is gathered again
+        attached = attached_to(value)
         head = [
             str(value.dtype), list(value.size()), list(value.stride()), value.storage_offset(), value.requires_grad,
-            isinstance(value, torch.nn.Parameter), not value.is_leaf, value.is_conj(), value.is_neg(),
+            isinstance(value, torch.nn.Parameter), [name for name, _ in attached],
+            not value.is_leaf, value.is_conj(), value.is_neg(),
         ]  # fmt: skip
-        return head, [("<memory>", memory.of_tensor(value))]
+        return head, [("<memory>", memory.of_tensor(value)), *((f".{name}", item) for name, item in attached)]
+
+    def own(self, head: Any, items: list[Any]) -> tuple[Any, list[Any]]:
+        return ([*head[:6], *head[7:]], items[:1]) if len(head) == _OF_TENSOR else (head, items)
+
+    def attach(self, value: Any, head: Any, children: list[Any]) -> None:
+        if len(head) == _OF_TENSOR and (names := head[6]):
+            vars(value).update(zip(names, children[1:], strict=True))
 
     def _other(self, value: torch.Tensor) -> tuple[Any, list[Child]]:
         if value.layout is torch.sparse_coo:
@@ -79,7 +108,8 @@ class TorchTensor(Kind):
             raise CannotSave("its memory was let go")
         if head[0] in ("sparse", "csr"):
             return _sparse(head, children)
-        name, size, stride, offset, requires_grad, is_parameter, has_graph, is_conj, is_neg = head
+        plain, _ = self.own(head, children)
+        name, size, stride, offset, requires_grad, is_parameter, has_graph, is_conj, is_neg = plain
         dtype = getattr(torch, name.removeprefix("torch."))
         made = memory.view_as_tensor(children[0], dtype, offset, size, stride)
         if is_conj or is_neg:
@@ -87,10 +117,25 @@ class TorchTensor(Kind):
         if is_parameter:
             made = torch.nn.Parameter(made, requires_grad)
         elif has_graph:
-            return without_graph(made) if requires_grad else made
+            made = without_graph(made) if requires_grad else made
         elif requires_grad:
             made.requires_grad_()
+        self.attach(made, head, children)
         return made
+
+
+class TrainedTensor(Untouched):
+    """A tensor that an optimizer trains, whose values are saved with its model: what the cell has attached to it."""
+
+    name = "trained tensor"
+    led = True
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = attached_to(value)
+        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        vars(value).update(zip(head, children, strict=True))
 
 
 def _sparse(head: Any, children: list[Any]) -> torch.Tensor:
@@ -152,6 +197,24 @@ class Array(Kind):
             return np.empty(shape, dtype)
         made = memory.view_as_array(children[0], dtype, offset, shape, strides)
         return made if cls is np.memmap or cls is np.ndarray else made.view(cls)
+
+
+class ArrayOfClass(Array):
+    """An array of a class of its own, a masked one for instance: with its attributes."""
+
+    name = "array of a class"
+
+    def split(self, value: np.ndarray) -> tuple[Any, list[Child]]:
+        head, children = super().split(value)
+        own = list(vars(value).items()) if hasattr(value, "__dict__") else []
+        return [head, [name for name, _ in own]], [*children, *((f".{name}", item) for name, item in own)]
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        plain, names = head
+        made = super().build(np.ndarray, plain, children[:1]).view(cls)
+        if names:
+            vars(made).update(zip(names, children[1:], strict=True))
+        return made
 
 
 class Objects(Kind):

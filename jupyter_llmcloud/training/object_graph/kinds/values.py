@@ -37,7 +37,8 @@ class Scalar(Kind):
         return [value.dtype.str, value.tobytes()], []
 
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
-        return np.frombuffer(head[1], np.dtype(head[0]))[0]
+        dtype = np.dtype(head[0])
+        return np.frombuffer(head[1], dtype)[0] if dtype.itemsize else dtype.type()
 
 
 class Numbers(Kind):
@@ -79,7 +80,10 @@ class NumpyNumbers(Kind):
     kept = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
-        return [], [("<state>", value.get_state(legacy=False) if hasattr(value, "get_state") else value.state)]
+        if hasattr(value, "get_state"):
+            return [], [("<state>", value.get_state(legacy=False))]
+        # By the seed sequence `spawn()` makes others, each once.
+        return [], [("<state>", value.state), ("<seed sequence>", getattr(value, "seed_seq", None))]
 
     def make(self, cls: Any, head: Any) -> Any:
         return cls(0)
@@ -87,6 +91,8 @@ class NumpyNumbers(Kind):
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         if hasattr(value, "set_state"):
             value.set_state(children[0])
+        elif len(children) > 1 and children[1] is not None:
+            value.__setstate__((children[0], children[1]))
         else:
             value.state = children[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,6 +92,14 @@ class CellContext:
                 "itertools.cycle repeats the batches of its first pass, which are not saved; write "
                 "`while True: yield from loader` instead. After a restart the cell runs from its start"
             )
+
+    def same_bodies(self) -> Callable[[], bool]:
+        """Tells later whether the bodies that run now still do: what they have made they make again."""
+        running = [loop for loop in [*self._loops.nest(), *self._loops.whiles()] if loop.in_body]
+        bodies = [(weakref.ref(loop), loop.delivered) for loop in running]
+        return lambda: all(
+            (loop := ref()) is not None and loop.in_body and loop.delivered == number for ref, number in bodies
+        )
 
     # --- variables ---
 

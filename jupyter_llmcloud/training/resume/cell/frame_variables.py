@@ -80,12 +80,18 @@ def trainer_runs() -> bool:
 
 # What IPython keeps of earlier cells; dunder names, and ours; .0
 _SHELL_NAME = re.compile(r"_+|_i+|_[iod]h|_i?\d+|__.*__|__llmcloud.*|\..*")
+_OF_MODULES = ("__builtins__", "__loader__", "__spec__", "__annotations__")
 _COMPILERS_NAME = re.compile(r"__(compiled_fn|resume_at|import|builtins_dict_)_.*")
 
 
 def is_users(name: str) -> bool:
     """Whether a variable of this name is the user's, not the shell's."""
     return _SHELL_NAME.fullmatch(name) is None and not is_compilers(name)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a variable that code writes is none of the user's: of a loop that is tracked, or of a compiler."""
+    return name.startswith(("__llmcloud", ".")) or is_compilers(name) or name in _OF_MODULES
 
 
 def is_compilers(name: str) -> bool:

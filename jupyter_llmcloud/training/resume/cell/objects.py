@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from jupyter_llmcloud.training.object_graph.graph import ANY, GRADIENT, LOSES, M
 from jupyter_llmcloud.training.object_graph.kinds import iterators
 from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind
 from jupyter_llmcloud.training.object_graph.kinds.dispatch import STATEFUL_FOLLOWED, TRAINED_TENSOR
-from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_in
+from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_in, names_written
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import CopyBytes, ObjectState
 from jupyter_llmcloud.training.resume.cell import frame_variables
@@ -70,7 +70,7 @@ class Scope:
 def _kind_of_followed(value: Any) -> Kind:
     if isinstance(value, torch.optim.Optimizer):
         return STATEFUL_FOLLOWED
-    return TRAINED_TENSOR if isinstance(value, torch.nn.Parameter) else iterators.FOLLOWED
+    return TRAINED_TENSOR if isinstance(value, torch.Tensor) else iterators.FOLLOWED
 
 
 class CellObjects:
@@ -89,6 +89,7 @@ class CellObjects:
         self.suspended: dict[str, dict[str, Any]] = {}
         self._alive: dict[tuple[CodeType, int], set[str]] = {}
         self._names: dict[CodeType, set[str]] = {}
+        self._own_names: dict[CodeType, set[str]] = {}
 
     def graph(self, scope: Scope, known: Identities | None = None) -> Graph:
         """Everything that the variables lead to. Raises NotPlain when that is too much."""
@@ -106,9 +107,10 @@ class CellObjects:
     def _variables(self, scope: Scope) -> list[tuple[str, Any, str]]:
         found = []
         for depth, frame in enumerate(scope.frames):
-            needs = self._needs(frame)
+            needs, written = self._needs(frame), self._written(frame)
             for name, value in list(frame.f_locals.items()):
-                if not frame_variables.is_users(name) or name in scope.given or holds_secret(value):
+                is_shells = not frame_variables.is_users(name) or name in scope.given
+                if (is_shells and name not in written) or holds_secret(value):
                     continue
                 need = needs.get(name, MAY)
                 if need != MAY or not _is_long(value):
@@ -128,6 +130,16 @@ class CellObjects:
             return {name: MUST if name in alive else LOSES for name in frame.f_locals}
         shared = {name for value in list(frame.f_locals.values()) for name in self._mentioned(value)}
         return {**dict.fromkeys(self._names_in(code), LOSES), **dict.fromkeys(shared | alive, MUST)}
+
+    def _written(self, frame: FrameType) -> set[str]:
+        """Names of a frame that are the user's, although the shell, or every namespace, has some like them."""
+        code = frame.f_code
+        if not hasattr(code, "co_names"):
+            return set()  # the cell has ended
+        if code not in self._own_names:
+            names = names_written(code)
+            self._own_names[code] = {name for name in names if not frame_variables.is_ours(name)}
+        return self._own_names[code]
 
     def _mentioned(self, value: Any) -> set[str]:
         """The names that a function of the user, or the methods of a class, mention."""
@@ -152,6 +164,14 @@ class CellObjects:
     def remember(self, graph: Graph, covered: set[int]) -> None:
         """How what is new is now."""
         self._state.remember(graph, covered)
+
+    def remember_bodies(self, is_in_same_bodies: Callable[[], bool]) -> None:
+        """The training has begun, in the bodies of these loops."""
+        self._state.remember_bodies(is_in_same_bodies)
+
+    def forget(self) -> None:
+        """What was remembered was before something else than the training."""
+        self._state = ObjectState()
 
     def take(
         self, scope: Scope, graph: Graph, covered: set[int], trained: set[int], copy: CopyBytes, limit: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from jupyter_llmcloud.training.resume.cell import frame_variables
 from jupyter_llmcloud.training.resume.cell.context import CellContext
 from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
 from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
+
+_LOOK_SHARE = 0.05  # of the time of a cell: more is not looked at loops of which each may be the one that trains
 
 
 class CellState:
@@ -44,6 +47,8 @@ class CellState:
         self._cell_objects.clear()
         self.objects: dict[str, Any] = {}
         self._cannot: Exception | None = None
+        self._trains = False
+        self._began, self._looked_s = time.monotonic(), 0.0
         self.digests: dict[str, dict[str, str]] = {}
         self._rng_at_begin: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
@@ -84,18 +89,38 @@ class CellState:
         """Weak references to the cell's Accelerators and what they have prepared."""
         return self._context.prepared()
 
+    def note_loop(self) -> None:
+        """A loop begins with none round it: when it trains, this is how the cell is when it is executed again."""
+        if self._trains:
+            return
+        self._cell_objects.forget()
+        began = time.monotonic()
+        if self._looked_s > _LOOK_SHARE * (began - self._began):
+            return  # one of many
+        try:
+            self._remember()
+        except Exception:
+            self._cell_objects.forget()  # when the training begins, it is told
+        self._looked_s += time.monotonic() - began
+
     def note_begin(self) -> None:
         """A pass over data begins, or a first step: what is new is remembered as it is now."""
         try:
-            graph = self._cell_objects.graph(self._context.scope(self._context.frames()))
-            self._cell_objects.remember(graph, self._context.trained_memory())
+            self._remember()
+            if not self._trains:
+                self._cell_objects.remember_bodies(self._context.same_bodies())
         except Exception as error:  # the training must not end by what it is looked at with
             self._cannot = error
+        self._trains = True
+
+    def _remember(self) -> None:
+        graph = self._cell_objects.graph(self._context.scope(self._context.frames()))
+        self._cell_objects.remember(graph, self._context.trained_memory())
 
     def note_step(self, optimizer: Any) -> None:
         """An optimizer has stepped."""
         self._optimizers.note_step(optimizer)
-        if not self._cell_objects.has_begun:
+        if not self._trains:
             self.note_begin()
 
     def note_backward(self) -> None:
@@ -202,6 +227,9 @@ class CellState:
         scope, graph, table = self._look(frames, Identities())
         # The cell as it begins, not as it goes on.
         self._cell_objects.remember(graph, self._context.trained_memory())
+        if not self._trains:
+            self._cell_objects.remember_bodies(self._context.same_bodies())
+        self._trains = True
         table |= stateful_objects.of_accelerators(accelerators)
         folder = Path(self.cell.resume["folder"])
         shared = {address: writer.with_tensors(state, folder) for address, state in saved["shared"].items()}

@@ -10,6 +10,7 @@ from accelerate.data_loader import DataLoaderShard
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.data.rank_loader import RankLoader
+from jupyter_llmcloud.training.resume.loaders import own_parts
 from jupyter_llmcloud.training.resume.loaders.order import batch_size, num_rows, order_of, set_order
 from jupyter_llmcloud.training.resume.loaders.source import LoaderSource
 
@@ -138,7 +139,7 @@ class TrackedIterator:
 
     def state(self) -> dict[str, Any]:
         """What decides the order of a pass that begins now."""
-        return {"rng": randomness.snapshot(), **order_of(self.loader)}
+        return {"rng": randomness.snapshot(), **order_of(self.loader), "parts": own_parts.state_of(self.loader)}
 
     # --- beginning ---
 
@@ -216,6 +217,8 @@ class TrackedIterator:
         """The order of the next pass is that of one which began in this state."""
         randomness.restore(start["rng"])
         set_order(self.loader, start)
+        if "parts" in start:
+            own_parts.put(self.loader, start["parts"])
 
 
 class TrackedSteps(TrackedIterator):

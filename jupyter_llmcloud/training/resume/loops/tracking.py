@@ -57,6 +57,9 @@ class LoopCursor(Protocol):
     def body_start(self, with_rng: bool) -> BodyStart:
         """How things are now."""
 
+    def begun_outermost(self) -> None:
+        """A loop begins with none round it."""
+
 
 class _RunningLoop:
     """What is alike of both.
@@ -194,6 +197,10 @@ class Loops:
         running = [loop for ref in self._running if (loop := ref()) is not None]
         return [loop for loop in running if loop.frame in frames]
 
+    def are_running(self) -> bool:
+        """Whether there is one round the code that runs now."""
+        return bool(self.nest() or self.whiles())
+
     def note_batch(self) -> None:
         """A loader delivers: the outermost loop that waits for an item draws data."""
         for loop in self.nest():
@@ -268,6 +275,8 @@ def install(cursor: LoopCursor, loops: Loops) -> None:
             return iterable
         frame = sys._getframe(1)
         name = _name(frame, number, cursor.filename)
+        if not loops.are_running():
+            cursor.begun_outermost()
         tracked = TrackedLoop(iterable, name, loops.count(name), id(frame), cursor)
         loops.push(tracked)
         return tracked
@@ -277,6 +286,8 @@ def install(cursor: LoopCursor, loops: Loops) -> None:
             return None
         frame = sys._getframe(1)
         name = f"while {_name(frame, number, cursor.filename)}"
+        if not loops.are_running():
+            cursor.begun_outermost()
         tracked = TrackedWhile(name, loops.count(name), id(frame), cursor, (first, last))
         loops.push_while(tracked)
         return tracked

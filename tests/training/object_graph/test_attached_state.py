@@ -1,0 +1,152 @@
+"""State that hangs on other objects, and orders that no value tells: restored as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.support.object_graphs import resumed
+
+
+class Units(np.ndarray):  # type: ignore[type-arg]
+    """An array of a class of the cell's own."""
+
+
+class Dropped:
+    """A hook that counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return gradient / self.calls
+
+
+def with_hits(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.hits, tensor.seen, tensor._count = 0, [], 0  # type: ignore[attr-defined]
+    return tensor
+
+
+def bump(tensor: Any) -> None:
+    tensor.hits, tensor._count = tensor.hits + 1, tensor._count + 1
+    tensor.seen.append(tensor.hits)
+
+
+def told(tensor: Any) -> Any:
+    return tensor.hits, tensor.seen, tensor._count
+
+
+def frozen_layer() -> torch.nn.Module:
+    layer = torch.nn.Linear(2, 1)
+    with_hits(layer.weight.requires_grad_(False))
+    return layer
+
+
+def counting_hook() -> Any:
+    number = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal number
+        number += 1
+        numbers.append(number)
+
+    numbers: list[int] = []
+    hook.numbers = numbers  # type: ignore[attr-defined]
+    return hook
+
+
+def hooked_layer() -> Any:
+    layer = torch.nn.Linear(2, 1)
+    layer.register_forward_hook(counting_hook())
+    layer.weight.register_hook(Dropped())
+    return layer
+
+
+def use_layer(layer: Any) -> None:
+    for _ in range(3):
+        layer(torch.ones(1, 2)).sum().backward()
+
+
+def of_hooks(layer: Any) -> Any:
+    [forward], [backward] = layer._forward_hooks.values(), layer.weight._backward_hooks.values()
+    layer(torch.ones(1, 2))
+    return forward.numbers[-1], backward.calls
+
+
+def hooked_optimizer() -> Any:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    optimizer.register_step_post_hook(counting_hook())
+    return optimizer
+
+
+def of_step_hooks(optimizer: Any) -> Any:
+    [hook] = optimizer._optimizer_step_post_hooks.values()
+    hook()
+    return hook.numbers[-1]
+
+
+def shrink(pool: set[int]) -> None:
+    pool.difference_update(set(pool) - {5, 700, 900, 64})
+
+
+def units() -> Any:
+    made = np.zeros(3).view(Units)
+    made.unit = "m"  # type: ignore[attr-defined]
+    return made
+
+
+def masked() -> Any:
+    table = np.ma.zeros(9000)
+    return table, table.data
+
+
+Case = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]
+CASES: dict[str, Case] = {
+    "attributes of a tensor": (lambda: with_hits(torch.zeros(3)), bump, told),
+    "attributes of a frozen parameter": (frozen_layer, lambda v: bump(v.weight), lambda v: told(v.weight)),
+    "what hooks of a module have counted": (hooked_layer, use_layer, of_hooks),
+    "what hooks of an optimizer have counted": (
+        hooked_optimizer,
+        lambda v: [v.step() for _ in range(3)],
+        of_step_hooks,
+    ),
+    "attributes of an array of an own class": (units, lambda v: setattr(v, "unit", "km"), lambda v: (type(v), v.unit)),
+    "a masked array and a view of it": (
+        masked,
+        lambda v: v[0].__setitem__(8000, 5),
+        lambda v: (v[1][8000], np.shares_memory(v[0].data, v[1])),
+    ),
+    "the order of a small set": (set, lambda v: v.update([7, 15]), list),
+    "the order of a set that has shrunk": (lambda: set(range(1000)), shrink, list),
+    "the order of a frozenset": (list, lambda v: v.append(frozenset([7, 15])), lambda v: list(v[0])),
+    "what a generator of numpy has spawned": (
+        lambda: np.random.default_rng(3),
+        lambda v: v.spawn(2),
+        lambda v: v.spawn(1)[0].random(),
+    ),
+    "an empty text of numpy": (list, lambda v: v.append(np.str_("")), repr),
+    "a column of categories": (
+        lambda: pd.Series(["a", "b", "a"], dtype="category"),
+        lambda v: v.__setitem__(0, "b"),
+        lambda v: (list(v), list(v.cat.categories)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_hangs_on_others_or_is_in_no_value_comes_back(name: str) -> None:
+    make, change, look = CASES[name]
+    restored, undisturbed = resumed(lambda: {"value": make()}, lambda names: change(names["value"]))
+    assert look(restored["value"]) == look(undisturbed["value"])
+
+
+def test_a_tensor_that_is_there_gets_its_attributes_and_stays_the_same_object() -> None:
+    made = {"value": with_hits(torch.zeros(3))}
+    restored, _ = resumed(lambda: made, lambda names: bump(names["value"]))
+    assert restored["value"] is made["value"]
