@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from jupyter_llmcloud.server.endpoints import follow
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
 from jupyter_llmcloud.storage.models.followed_model import SERVING, WEIGHTS
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
@@ -100,6 +103,43 @@ async def test_a_revision_whose_checkpoint_is_gone_leaves_its_number_to_no_other
     shutil.rmtree(run.path / "served" / "step-4")
     add_checkpoint(run, 6)
     await until(lambda: serves(3), "the newest checkpoint is served, under a number of its own")
+
+
+async def test_a_checkpoint_that_cannot_be_loaded_is_tried_once(
+    server: Server, own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, look = [], follow.newest_model
+
+    def newest_model(*arguments: Any) -> Any:
+        looked.append(arguments)
+        return look(*arguments)
+
+    monkeypatch.setattr(follow, "newest_model", newest_model)
+    monkeypatch.setattr(follow, "EVERY_S", 0.05)
+    run, _ = begin_run(checkpoint_every=2)
+    add_checkpoint(run, 2)
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": "train", "follow": True})
+    await server.ask("GET", "llmcloud/api/endpoints/train?wait_s=20")
+    (run.path / SERVING / "broken").touch()
+    (run.path / SERVING / "config.json").write_text('{"model_type": "llama", "other": 1}')  # not in place
+    add_checkpoint(run, 4)
+
+    async def is_withdrawn() -> bool:
+        return any(row["note"] for row in (await told(server))["revisions"])
+
+    await until(is_withdrawn, "the model that cannot be loaded is withdrawn")
+    seen = len(looked)
+    await until(lambda: len(looked) > seen + 3, "it was looked for newer ones")
+    now = await told(server)
+    assert [row["number"] for row in now["revisions"]] == [1, 2] and now["step"] == 2
+    (run.path / SERVING / "broken").unlink()
+    add_checkpoint(run, 6)
+
+    async def serves_the_next() -> bool:
+        now = await told(server)
+        return now["step"] == 6 and [row["revision"] for row in now["replicas"]] == [3]
+
+    await until(serves_the_next, "the next checkpoint is served")
 
 
 async def test_a_run_without_checkpoints_cannot_be_followed_and_says_how_it_could(

@@ -67,6 +67,7 @@ class FollowedRun:
         self._serve = serve
         self._serving = serving
         self._log = log
+        self._tried: Path | None = None  # which may have been withdrawn, or rolled back, since: it is not served again
 
     async def follow(self) -> str:
         """Until the run has ended and its last model is served; returns what became of it."""
@@ -78,9 +79,10 @@ class FollowedRun:
             step, folder = now
             try:
                 newer = await asyncio.to_thread(newest_model, self._run, step)
-                if newer is not None and newer.folder != folder:
+                if newer is not None and newer.folder not in (folder, self._tried):
                     before = folder
                     await self._serve(newer)
+                    self._tried = newer.folder
                     await asyncio.to_thread(followed_model.retain, self._run.path, {newer.folder, before})
                 if newer is not None and newer.is_final:
                     return "the run has ended"
