@@ -201,6 +201,8 @@ class _Workplace:
 
     def __init__(self, text: CellText, world_size: int, precision: str, more: Mapping[str, Any]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llmcloud-preflight-"))
+        of_run = self.folder / "run"  # gone with the rest
+        of_run.mkdir()
         self.request = self.folder / "request.json"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._alive = os.pipe()  # whose end tells the processes that this one was killed
@@ -211,6 +213,7 @@ class _Workplace:
             "parts": text.parts,
             "arguments": text.arguments,
             "folder": text.folder or os.getcwd(),
+            "run_folder": str(of_run),
             "pushed": str(pushed) if text.pushed else "",
             "world_size": world_size,
             "precision": precision,

@@ -30,8 +30,8 @@ class QuietRun:
 
     id, name, is_on_all_ranks, should_stop, resumed_step = "preflight", "preflight", True, False, 0
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size, self.folder = rank, world_size, Path.cwd()
+    def __init__(self, rank: int, world_size: int, folder: Path) -> None:
+        self.rank, self.world_size, self.folder = rank, world_size, folder
 
     def log(self, *_: Any, **__: Any) -> None:
         """Forgets it."""
@@ -56,7 +56,7 @@ class Program:
         self.parts: Sequence[Mapping[str, Any]] = request["parts"]
         self.names = {part["filename"]: part["shown"] for part in self.parts}
         about = {"rank": rank, "local_rank": rank, "world_size": world_size, "device": torch.device("cpu")}
-        run = QuietRun(rank, world_size)
+        run = QuietRun(rank, world_size, Path(request["run_folder"]))
         self.namespace: dict[str, Any] = {**about, "run": run, "display": print, "__name__": "__main__"}
         sys.argv = [self.parts[-1]["filename"], *request["arguments"]]
         if request["folder"]:

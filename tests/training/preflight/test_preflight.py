@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -46,6 +48,13 @@ def test_a_rehearsal_names_the_line_in_which_a_rank_would_wait_for_ever() -> Non
     report = rehearse(_cell(HANGS), None)
     assert not report.is_good
     assert "Cell In[1], line 4: rank 0 waits in barrier()" in "\n".join(report.lines)
+
+
+def test_what_a_cell_keeps_with_its_run_is_left_nowhere(tmp_path: Path) -> None:
+    code = "if rank == 0:\n    (run.folder / 'kept').write_text('x')\n    print((run.folder / 'kept').read_text())"
+    text = CellText(_cell(code).parts, folder=str(tmp_path))
+    assert rehearse(text, None).is_good
+    assert not list(tmp_path.iterdir())
 
 
 GROUPS = """\
