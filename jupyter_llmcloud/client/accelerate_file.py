@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def with_content(given: Mapping[str, Any], world_size: int = 0) -> tuple[dict[st
     if not (file := options.get("accelerate_config")):
         return options, []
     if not file.lstrip().startswith("{"):
-        file = options["accelerate_config"] = _read(Path(file).expanduser())
+        file = options["accelerate_config"] = _read(Path(os.path.expanduser(file)))
     translated = of_option(file)
     # On a machine without a GPU, ranks compute as the file asks for.
     told = [note for note in translated.notes if not note.startswith("use_cpu ") or _may_have_gpus()]
@@ -51,7 +52,7 @@ def _may_have_gpus() -> bool:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--accelerate-config {path}: it cannot be read ({error}). `accelerate config --config_file {path}` writes "

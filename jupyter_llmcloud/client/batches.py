@@ -39,6 +39,8 @@ def as_body(item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[s
             known = f" It has {', '.join(map(str, item))}." if isinstance(item, Mapping) else ""
             raise UsageError(f"an input has no column {column!r}.{known}")
         value = item[column]
+    if hasattr(value, "tolist"):  # as Parquet gives a list
+        value = value.tolist()
     if isinstance(value, str):
         return "completions", {"prompt": value, **params}
     if isinstance(value, Sequence) and value and all(isinstance(part, Mapping) and "role" in part for part in value):
@@ -79,7 +81,7 @@ def row_groups(
         if route and wanted != route:
             raise UsageError(f"input {number} goes to {wanted}, the ones before it to {route}: use one kind in a call.")
         row = {"custom_id": str(number), "method": "POST", "url": f"/v1/{wanted}", "body": {"model": model, **body}}
-        line = json.dumps(row).encode()
+        line = _encoded(row, number)
         if lines and (size + len(line) > MAX_BYTES or len(lines) == MAX_ROWS):
             yield route, lines
             lines, size = [], 0
@@ -88,6 +90,14 @@ def row_groups(
         size += len(line) + 1
     if lines:
         yield route, lines
+
+
+def _encoded(row: Mapping[str, Any], number: int) -> bytes:
+    """A row as JSON, with what NumPy has made of lists and numbers as it was. Raises UsageError."""
+    try:
+        return json.dumps(row, default=lambda value: value.tolist()).encode()
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"input {number} cannot be sent: {error}.") from None
 
 
 class BatchClient:
@@ -143,7 +153,9 @@ class BatchClient:
         for file_id in (batch["output_file_id"], batch["error_file_id"]):
             if file_id is not None:
                 request = self._http.build_request("GET", f"{self._url}/files/{file_id}/content")
-                for text in self._send(request).text.splitlines():
+                for text in self._send(request).text.split("\n"):
+                    if not text:
+                        continue
                     line = json.loads(text)
                     found[int(line["custom_id"])] = line
         return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import select
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
@@ -47,7 +50,7 @@ class TerminalRun:
         record = self._record()
         terminal = TerminalOutput(record.name, (), record.created)
         journals: RunJournals | None = None
-        with StopSignal() as stop:
+        with self._told_when_unread(), StopSignal() as stop:
             while True:
                 record = self._record()
                 ended = self._has_ended(record)
@@ -63,6 +66,15 @@ class TerminalRun:
                 is_ready([stop.fd], select.POLLIN, POLL_S)
                 stop.drain()
         return self._end(record, terminal)
+
+    @contextmanager
+    def _told_when_unread(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            words = f"Nobody reads on. The run goes on: jupyter llmcloud runs attach {self._folder.run_id}"
+            print(words, file=sys.stderr, flush=True)
+            raise
 
     def _record(self) -> RunRecord:
         try:

@@ -171,7 +171,7 @@ def read_story(path: Path, is_over: bool) -> RankStory:
     entries: dict[int, RankAct] = {}
     end = ""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError:
         lines = []
     for line in lines:

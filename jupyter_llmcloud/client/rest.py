@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -211,6 +211,22 @@ class ServerClient:
     def run_logs(self, name: str, rank: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Its newest log records."""
         return list(self.ask("GET", f"runs/{_name(name)}/logs", rank=rank, limit=limit)["records"])
+
+    def run_log(self, name: str) -> Iterator[str]:
+        """All that its ranks have written, in pieces of some lines, each with its rank."""
+        import httpx
+
+        url = f"{self.url}llmcloud/api/runs/{_name(name)}/log"
+        try:
+            with self.http().stream("GET", url, timeout=START_TIMEOUT_S) as response:
+                if not response.is_success:
+                    response.read()
+                    read(response)
+                yield from response.iter_text()
+        except httpx.TransportError as error:
+            raise ConnectionLost(
+                f"the Jupyter server at {self.url} does not answer: {error or type(error).__name__}."
+            ) from None
 
     def run_metrics(self, name: str, rank: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Its newest metric records."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
@@ -23,7 +24,14 @@ _COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 def status_of(text: str) -> int | None:
     """The exit status of sys.exit() with a number; None where it was left with something else, which Python prints."""
-    return int(text) & 0xFF if text.removeprefix("-").isdigit() else None
+    return int(text) & 0xFF if text.removeprefix("-").isdecimal() else None
+
+
+def with_escapes(stream: TextIO) -> TextIO:
+    """The stream, which writes what its encoding has not as Python's stderr does: it would refuse it."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 class TerminalOutput:
@@ -48,7 +56,7 @@ class TerminalOutput:
         self.spent = NOTHING_SPENT
         self._name = name
         self._began = began
-        self._out, self._err = out or sys.stdout, err or sys.stderr
+        self._out, self._err = with_escapes(out or sys.stdout), err or sys.stderr
         self._has_line = self._err.isatty()
         self._folder = OutputFolder(ranks, HOLD_S, sys.maxsize, name=name)
         self._folder.shows_passing = False

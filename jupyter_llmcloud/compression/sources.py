@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def find_source(target: str, base_model: str = "") -> SourceModel:
     """The model that `target` names. Raises NotFound or ModelError."""
     folder, run = named_model(target)
     layout = check_folder(
-        folder, Path(base_model).expanduser().resolve() if base_model else None, is_own=run is not None
+        folder, Path(os.path.expanduser(base_model)).resolve() if base_model else None, is_own=run is not None
     )
     if layout.architecture is not None or model_kind(layout) != GENERATOR:
         kind = model_kind(layout)

@@ -31,17 +31,30 @@ def run_id(name: str, created: float, nonce: str) -> str:
 def parse_ranks(text: str, world_size: int) -> list[int]:
     """`0,2-3` -> [0, 2, 3], sorted and without repeats; every rank must be below `world_size`."""
     ranks: set[int] = set()
+    for first, last in _ranges(text):
+        if last >= world_size:
+            raise UsageError(f"--ranks {text!r}: the world has ranks 0-{world_size - 1}, there is no rank {last}.")
+        ranks.update(range(first, last + 1))
+    return sorted(ranks)
+
+
+def parse_ranges(text: str) -> str:
+    """`0,2-3` as it is, of a world that need not be there yet. Raises UsageError."""
+    _ranges(text)
+    return text
+
+
+def _ranges(text: str) -> list[tuple[int, int]]:
+    found = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
         if not match:
             raise UsageError(f"--ranks {text!r}: {part!r} is not a rank or a range such as 2-3.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise UsageError(f"--ranks {text!r}: the range {part!r} runs backwards.")
-        if last >= world_size:
-            raise UsageError(f"--ranks {text!r}: the world has ranks 0-{world_size - 1}, there is no rank {last}.")
-        ranks.update(range(first, last + 1))
-    return sorted(ranks)
+        found.append((first, last))
+    return found
 
 
 def format_ranks(ranks: list[int]) -> str:

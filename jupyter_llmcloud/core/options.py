@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import operator
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +55,7 @@ class Option:
 
     def check(self, value: Any) -> Any:
         """`value` as Python or JSON gives it, checked as its text would be. Raises UsageError."""
+        value = _plain(value)
         if not self.takes_value:
             if isinstance(value, bool):
                 return value
@@ -72,6 +75,18 @@ class Option:
         except (UsageError, ValueError) as error:
             words = _ended(str(error))
             raise UsageError(words if flag in words else f"{flag} {text!r}: {words}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A path as text, a whole number of NumPy or torch as one of Python."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, int | float | str) or not hasattr(value, "__index__"):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several, or of fractions
+        return value
 
 
 @dataclass(frozen=True)
@@ -127,10 +142,10 @@ def integer(minimum: int) -> Callable[[str], int]:
 
 def kind_and_options(words: Sequence[str], command: str) -> tuple[str, dict[str, Any]]:
     """The kind of a cluster and what is given to it, of `[KIND] [key=value...]`. Raises UsageError."""
+    given = dict(_key_and_value(word, command) for word in words if "=" in word)
     kinds = [word for word in words if "=" not in word]
     if len(kinds) > 1:
         raise UsageError(f"{command}: one KIND only, not {' and '.join(kinds)}.")
-    given = dict(_key_and_value(word, command) for word in words if "=" in word)
     return (kinds[0] if kinds else "local"), given
 
 
@@ -141,11 +156,17 @@ def _key_and_value(word: str, command: str) -> tuple[str, Any]:
     try:
         return name, json.loads(text)
     except ValueError:
+        if text.startswith(("[", "{")):  # its quotes were taken as those of the line
+            raise UsageError(
+                f'{command}: {word!r} is no JSON. Quotes around all of it keep its own: {name}=\'["a", "b"]\'.'
+            ) from None
         return name, text
 
 
 def split(line: str, magic: str) -> list[str]:
     """Words of a line; quotes hold words together."""
+    if magic.startswith("%%") and line.endswith("\\"):
+        raise UsageError(f"{magic}: what follows it stands in one line: {line!r} goes on in the next one.")
     try:
         return shlex.split(line)
     except ValueError as error:
@@ -190,7 +211,7 @@ def parse(syntax: Syntax, words: Sequence[str]) -> Parsed:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("-") or word == "-" or _is_number(word):
+        if not _is_flag(word):
             arguments.append(word)
             continue
         flag, equals, given = word.partition("=")
@@ -203,7 +224,7 @@ def parse(syntax: Syntax, words: Sequence[str]) -> Parsed:
             values[option.name] = True
             continue
         if not equals:
-            if not rest or (rest[0].startswith("-") and not option.is_command_line and not _is_number(rest[0])):
+            if not rest or (_is_flag(rest[0]) and not option.is_command_line):
                 raise UsageError(f"{syntax.magic}: {flag} needs a value: {_describe(option)}.")
             given = rest.pop(0)
         value = _value(syntax, option, flag, given)
@@ -212,8 +233,16 @@ def parse(syntax: Syntax, words: Sequence[str]) -> Parsed:
     return Parsed(values, arguments)
 
 
-def _is_number(word: str) -> bool:
-    return word[1:].replace(".", "", 1).isdigit()
+def _is_flag(word: str) -> bool:
+    """Whether it is meant as an option: not a dash alone, a number, or a text that was quoted since it has spaces."""
+    flag = word.partition("=")[0]
+    if not flag.startswith("-") or word == "-" or any(map(str.isspace, flag)):
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return True
+    return False
 
 
 def _value(syntax: Syntax, option: Option, flag: str, given: str) -> Any:

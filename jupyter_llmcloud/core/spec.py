@@ -20,6 +20,7 @@ from jupyter_llmcloud.core.names import (
     parse_duration,
     parse_elastic,
     parse_kept,
+    parse_ranges,
     parse_replicas,
     parse_script_file,
     parse_size,
@@ -130,11 +131,12 @@ class Spec:
 
     @classmethod
     def make(cls, given: Mapping[str, Any], interface: Interface = Interface.ANY) -> Self:
-        """Checked values by name; None stands for what is left out. Raises UsageError that names the option."""
+        """Checked values by name; None or an empty list is left out. Raises UsageError that names the option."""
         known = cls._by_name(interface)
         if unknown := [name for name in given if name not in known]:
             raise UsageError(f"there is no option {unknown[0]!r} here. Allowed: {', '.join(known)}.")
-        return cls(**{name: known[name].check(value) for name, value in given.items() if value is not None})
+        said = {name: value for name, value in given.items() if not (value is None or _is_empty(value))}
+        return cls(**{name: known[name].check(value) for name, value in said.items()})
 
     @classmethod
     def restore(cls, kept: Mapping[str, Any]) -> Self:
@@ -146,6 +148,10 @@ class Spec:
         """What differs from the defaults, in values that JSON can carry."""
         values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not value
 
 
 def _as_option(item: Any) -> Option:
@@ -182,7 +188,7 @@ class RunSpec(Spec):
         COUNT, "Number of ranks, when it starts the world; else one per GPU, two on a CPU.", short="-n"
     )
     ranks: str | None = option(
-        TEXT, "Run on these ranks only, for example 0,2-3.", metavar="RANKS", interfaces=Interface.NOTEBOOK
+        OptionType("RANKS", parse_ranges), "Run on these ranks only, for example 0,2-3.", interfaces=Interface.NOTEBOOK
     )
     cluster: str | None = option(
         CLUSTER, "The cluster to run on (default: the newest).", interfaces=Interface.SHELL | Interface.REST
@@ -354,14 +360,17 @@ def as_arguments(spec: type[Spec], values: Mapping[str, Any]) -> list[str]:
     for option in spec.options():
         if option.name in values:
             value = values[option.name]
-            words += [option.flags[-1], *([_as_text(value)] if option.takes_value else [])]
+            words += [option.flags[-1], *([_as_text(option, value)] if option.takes_value else [])]
     return words
 
 
-def _as_text(value: Any) -> str:
+def _as_text(option: Option, value: Any) -> str:
     if isinstance(value, list):
         return ",".join(value)
-    return f"{value:g}s" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    text = str(int(value)) if value.is_integer() else repr(value)
+    return f"{text}s" if option.metavar == DURATION.metavar else text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from jupyter_llmcloud.explanation.attribution import (
 )
 from jupyter_llmcloud.explanation.models import OpenedModel
 from jupyter_llmcloud.inference.open_inference.classifiers.scores import MULTI, Labels
+from jupyter_llmcloud.inference.openai.prompts import text_to_continue
 from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, ExplainRequest
 from jupyter_llmcloud.protocol.model_work import Tell, WorkProgress
 
@@ -178,7 +179,9 @@ def explain_generator(opened: OpenedModel, request: ExplainRequest, tell: Tell) 
 
 
 def _prompt(opened: OpenedModel, text: str) -> list[int]:
-    ids = [int(ident) for ident in opened.tokenizer(text)["input_ids"]]
+    tokenizer = opened.tokenizer
+    whole = opened.is_encoder_decoder  # which reads a text with its end
+    ids = [int(ident) for ident in (tokenizer(text)["input_ids"] if whole else text_to_continue(text, tokenizer))]
     if not ids:
         raise UsageError(f"%explain {opened.name}: the text has no tokens: give one that is not empty.")
     return ids

@@ -18,6 +18,7 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.models import OpenedModel
 from jupyter_llmcloud.explanation.tried_rows import read_rows, tell_header, tell_row
 from jupyter_llmcloud.explanation.tried_texts import outside_texts
+from jupyter_llmcloud.inference.openai.prompts import text_to_continue
 from jupyter_llmcloud.protocol.explanation import TryRequest
 from jupyter_llmcloud.protocol.model_work import Tell, WorkProgress
 
@@ -84,7 +85,7 @@ def scored(opened: OpenedModel, firsts: Sequence[str], seconds: Sequence[str]) -
     rows = []
     half = _room(opened) // 2
     for first, second in zip(firsts, seconds, strict=True):
-        before = opened.tokenizer(first)["input_ids"][-half:] or [_start(opened)]
+        before = text_to_continue(first, opened.tokenizer)[-half:] or [_start(opened)]
         after = opened.tokenizer(second, add_special_tokens=False)["input_ids"][: _room(opened) - half]
         rows.append((before, after))
     return _losses(opened, rows)

@@ -36,10 +36,11 @@ def label_numbers(rows: Sequence[dict[str, Any]], labels: Labels, told: str) -> 
     given = [row.get("label") for row in rows]
     if all(label is None for label in given):
         return None
+    are_names = all(str(label) in labels.names for label in given)  # also numbers, where labels are called 1 to 5
     numbers: list[int | None] = []
     for label in given:
-        if isinstance(label, str) and label in labels.names:
-            numbers.append(labels.names.index(label))
+        if (are_names or isinstance(label, str)) and str(label) in labels.names:
+            numbers.append(labels.names.index(str(label)))
         elif isinstance(label, int | float | str) and str(label).isdigit() and int(label) < len(labels.names):
             numbers.append(int(label))
         else:

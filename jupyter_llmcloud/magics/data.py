@@ -57,7 +57,7 @@ def prepare(
     spec = PrepareSpec.make({key: value for key, value in given.items() if value is not None}, Interface.NOTEBOOK)
     spec = spec.checked()
     body = {**spec.as_dict(), "out": absolute(str(spec.out))}
-    if is_text and Path(str(tokenizer)).expanduser().exists():
+    if is_text and Path(os.path.expanduser(str(tokenizer))).exists():
         body["tokenizer"] = absolute(str(tokenizer))
     if own is not None:
         body = {key: value for key, value in body.items() if key != "tokenizer"} | {"code": own}

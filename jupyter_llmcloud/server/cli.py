@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -17,6 +19,7 @@ from urllib.parse import quote
 
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import TerminalRun
+from jupyter_llmcloud.client.terminal import with_escapes
 from jupyter_llmcloud.core.names import parse_duration
 from jupyter_llmcloud.core.options import kind_and_options
 from jupyter_llmcloud.core.output.columns import format_table
@@ -51,6 +54,7 @@ SHOWN = {
 USAGE = ("day", "id", "label", "owner", "requests", "refused", "prompt_tokens", "generated_tokens", "last_used")
 ALERTS = ("t", "id", "rule", "what")
 MAX_LISTED = 100
+MAX_RECORDS = 100_000  # the newest ones: more are not given at once
 TIMES = ("created", "ended", "expires", "started", "last_used", "t")
 
 
@@ -58,20 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 when it was refused, 2 for a wrong argument."""
     words, passed_on = cut(sys.argv[1:] if argv is None else argv)
     arguments, unknown = parser().parse_known_args(words)
-    if arguments.noun == "explain" and not any(word.startswith("-") for word in unknown):
-        arguments.words += unknown  # argparse does not take those that stand behind an option
+    if (more := getattr(arguments, "more", "")) and not any(word.startswith("-") for word in unknown):
+        getattr(arguments, more).extend(unknown)  # argparse does not take those that stand behind an option
         unknown = []
     if unknown or (passed_on and arguments.noun != "run"):
         hint = " What is meant for the script comes after --." if arguments.noun == "run" else ""
         parser().error(f"what does {[*unknown, '--'][0]} mean?{hint}")
     arguments.passed_on = passed_on
+    with_escapes(sys.stdout)
     try:
         status: int | None = arguments.run(arguments)
+        sys.stdout.flush()
     except LLMCloudError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
+        return 128 + signal.SIGPIPE
     return status or 0
 
 
@@ -191,7 +200,7 @@ def _add_clusters(verbs: Any) -> None:
     command.add_argument("option", nargs="*", metavar="KEY=VALUE", help="what clusters of this kind take")
     command.add_argument("--workers", type=int)
     command.add_argument("--name")
-    command.set_defaults(run=_start_cluster, noun="clusters")
+    command.set_defaults(run=_start_cluster, noun="clusters", more="option")
     command = verbs.add_parser("connect", help="use a Dask cluster that somebody else has started")
     command.add_argument("address", metavar="ADDRESS")
     command.add_argument("--name")
@@ -281,11 +290,12 @@ def _endpoint_logs(arguments: argparse.Namespace) -> None:
 
 
 def _run_logs(arguments: argparse.Namespace) -> None:
-    records = discovery.find_running().run_logs(arguments.name)
-    if not _print_json(arguments, records):
-        for record in records:
-            if "text" in record:
-                print(f"[{record['rank']}] {record['text']}", end="" if record["text"].endswith("\n") else "\n")
+    server = discovery.find_running()
+    if getattr(arguments, "json", False):
+        _print_json(arguments, server.run_logs(arguments.name, limit=MAX_RECORDS))
+        return
+    for piece in server.run_log(arguments.name):
+        sys.stdout.write(piece)
 
 
 def _run_metrics(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ def add_data(nouns: Any) -> None:
     command.add_argument("source", nargs="+", metavar="SOURCE", help="files, folders, globs or URLs")
     add_options(command, PrepareSpec.options(Interface.SHELL))
     command.add_argument("--json", action="store_true", help="the result as JSON")
-    command.set_defaults(run=_prepare, noun="prepare")
+    command.set_defaults(run=_prepare, noun="prepare", more="source")
     command = nouns.add_parser("shards", help="the shards of prepared data")
     command.add_argument("url", metavar="URL")
     command.add_argument("--json", action="store_true", help="as JSON, with all there is")

@@ -41,7 +41,7 @@ def add_explain(nouns: Any) -> None:
     command.add_argument("words", nargs="*", metavar="INPUT", help="a text, or a file with an image or an array (.npy)")
     add_options(command, ExplainSpec.options(Interface.SHELL))
     command.add_argument("--json", action="store_true", help="the scores or the tables as JSON, with all there is")
-    command.set_defaults(run=_explain, noun="explain")
+    command.set_defaults(run=_explain, noun="explain", more="words")
 
 
 def add_compress(nouns: Any) -> None:
@@ -114,7 +114,7 @@ def _compress(arguments: argparse.Namespace) -> None:
         raise
     if arguments.json:
         about = {"names": made.names, "refused": made.refused, "notes": made.notes, "caption": made.caption}
-        print(_as_json({**about, "measured": made.measured}))
+        print(_as_json({**about, "measured": made.measured, "not_measured": made.not_measured}))
     else:
         print("\n".join([format_table(made.headings, made.rows), *made.lines]))
 

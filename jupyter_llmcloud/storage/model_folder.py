@@ -6,6 +6,7 @@ Only names, sizes and headers are read here. Whether the weights fit the configu
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def _check_adapter(path: Path, base_model: Path | None) -> ModelLayout:
 def _named_base(path: Path, named: Any) -> Path:
     """The folder that an adapter names as its base model: by its whole path, or as seen from the adapter."""
     if isinstance(named, str) and named and "\0" not in named:
-        for folder in (Path(named).expanduser(), path / named):
+        for folder in (Path(os.path.expanduser(named)), path / named):
             if folder.is_absolute() and folder.is_dir():
                 return folder.resolve()
     raise ModelError(

@@ -55,7 +55,7 @@ ask = lambda batch: model(batch).square().mean()
 """,
 }
 HEAD = """
-import os
+import ctypes
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -71,12 +71,13 @@ if checkpointing:
 model.train()
 accelerator = Accelerator()
 optimizer = eval(f"torch.optim.{optimizer_text}", dict(torch=torch, model=model))
-model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(rows, batch_size=batch_size))
+model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(rows * num_steps, batch_size=batch_size))
 
 def memory(name):
     line = next(line for line in open("/proc/self/status") if line.startswith(name))
     return int(line.split()[1]) * 1024
 
+ctypes.CDLL(None).malloc_trim(0)  # what preparing has given back would be taken again, and not be seen
 open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
 before = memory("VmRSS")
 for step, batch in enumerate(loader, 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 
@@ -40,3 +41,18 @@ def test_rows_may_come_from_a_list_a_generator_or_a_data_frame() -> None:
 def test_what_would_be_taken_apart_into_letters_or_names_is_refused(inputs: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         asked(inputs)
+
+
+def test_lists_and_numbers_that_parquet_and_numpy_have_made_their_own_are_sent() -> None:
+    messages = np.array([{"role": "user", "content": "Hello"}], dtype=object)
+    for inputs, column in (([{"messages": messages}], None), ([messages], None), ([{"chat": messages}], "chat")):
+        [(route, [line])] = row_groups("tiny", inputs, column, {"max_tokens": np.int64(3)})
+        body = json.loads(line)["body"]
+        assert (route, body["messages"], body["max_tokens"]) == (
+            "chat/completions", [{"role": "user", "content": "Hello"}], 3,
+        )  # fmt: skip
+
+
+def test_an_input_that_is_no_json_is_refused_by_its_number() -> None:
+    with pytest.raises(UsageError, match="input 1 cannot be sent"):
+        list(row_groups("tiny", ["a", {"prompt": object()}], None, {}))

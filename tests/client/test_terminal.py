@@ -147,3 +147,19 @@ def test_a_loss_that_is_nan_is_said_in_the_line_and_at_the_end() -> None:
         terminal.metrics(rank, records)
     assert terminal.alarms == ["loss is NaN since step 2"]
     assert progress_line("long", "running", terminal._metrics, 72.0, 5.0, 80) == "long  1 min 12 s  loss NaN"
+
+
+def test_a_long_line_behind_a_bar_is_whole() -> None:
+    terminal, out, _ = shown()
+    terminal.logs([(0, line(f"\r50%\r100%\n{'A' * 50_000}\nnext\n"))])
+    terminal.finish("finished", [])
+    assert out.getvalue().splitlines() == ["[0] 100%", f"[0] {'A' * 50_000}", "[0] next"]
+
+
+def test_what_the_encoding_of_the_terminal_has_not_is_written_as_python_writes_it_elsewhere() -> None:
+    data = io.BytesIO()
+    out = io.TextIOWrapper(data, encoding="ascii")
+    terminal = TerminalOutput("long", [0, 1], NOW - 10, out, Screen(False))
+    terminal.logs([(0, line("gr\xfc\xdfe \udcff\n"))])
+    terminal.finish("finished", [])
+    assert data.getvalue() == b"[0] gr\\xfc\\xdfe \\udcff\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -14,9 +15,11 @@ from jupyter_llmcloud.client.model_work import compressing
 from jupyter_llmcloud.client.model_work import process as process_module
 from jupyter_llmcloud.client.model_work.process import CompressionProcess, ModelProcess
 from jupyter_llmcloud.client.model_work.texts import kept_texts, texts_of_file
+from jupyter_llmcloud.compression.measure.measuring import _perplexity, _Texts
 from jupyter_llmcloud.compression.results import ORIGIN
+from jupyter_llmcloud.core.compression.spec import CompressSpec
 from jupyter_llmcloud.core.compression.table import MeasuredModel
-from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
 from jupyter_llmcloud.magics.compression.compress import Compressed, compress
 from jupyter_llmcloud.protocol.compression import Caption, CompressRequest, Event, MeasureRequest
 from jupyter_llmcloud.storage.runs import RunStore
@@ -128,3 +131,38 @@ def test_requests_cross_as_they_are() -> None:
 
     request = CompressRequest(target="m", methods=["int8"], texts="/t.json")
     assert msgspec.json.decode(msgspec.json.encode(request), type=Request) == request
+
+
+class _Scored:
+    """A replica that scores each token so."""
+
+    def __init__(self, score: float | None) -> None:
+        self._score = score
+
+    def complete(self, prompts: list[list[int]], **_: Any) -> dict[str, Any]:
+        scores = [None, *[self._score] * (len(prompts[0]) - 1)]
+        return {"choices": [{"logprobs": {"token_logprobs": scores}}]}
+
+
+def test_a_model_that_computes_no_numbers_is_broken_and_one_that_is_lost_has_a_perplexity() -> None:
+    texts = _Texts([[1, 2, 3], [4, 5]], [[1]], 1, "a text")
+    assert _perplexity(_Scored(-1.0), texts) == pytest.approx(math.e)  # type: ignore[arg-type]
+    assert 1e300 < (_perplexity(_Scored(-5000.0), texts) or 0.0) < math.inf  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="it is broken"):
+        _perplexity(_Scored(None), texts)  # type: ignore[arg-type]
+
+
+def test_what_is_made_is_told_where_it_cannot_be_measured(monkeypatch: pytest.MonkeyPatch, own_root: Path) -> None:
+    def made(result: Compressed, *_: Any) -> list[Any]:
+        result.names.append("m-int8")
+        return []
+
+    def measure(*_: Any) -> None:
+        raise ModelError("m: it cannot be served.")
+
+    monkeypatch.setattr(compressing, "_made", made)
+    monkeypatch.setattr(compressing, "_measure", measure)
+    result = Compressed(5.0)
+    spec = CompressSpec.make({"method": "int8"})
+    compressing.make_models(result, "/m", spec, compressing.CompressTexts(), "", lambda text: None, pytest.fail)
+    assert "Nothing was measured: m: it cannot be served." in repr(result) and "m-int8" in repr(result)

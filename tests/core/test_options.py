@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from jupyter_llmcloud.core.names import parse_duration, parse_variables
-from jupyter_llmcloud.core.options import Option, Parsed, Syntax, complete, integer, parse, split, take_verb, usage
+from jupyter_llmcloud.core.options import (
+    Option,
+    Parsed,
+    Syntax,
+    complete,
+    integer,
+    kind_and_options,
+    parse,
+    split,
+    take_verb,
+    usage,
+)
 from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.distribute import PULL
@@ -190,3 +201,31 @@ def test_a_verb_that_is_none_is_refused_with_the_one_that_was_perhaps_meant() ->
 def test_an_argument_that_is_given_as_an_option_is_told_where_it_belongs() -> None:
     with pytest.raises(UsageError, match=r"there is no option --name. It is written without one: %%serve NAME."):
         parse(Syntax("%%serve", arguments="NAME"), ["--name", "double"])
+
+
+def test_a_text_that_begins_with_a_dash_is_a_text_where_it_was_quoted_for_its_spaces() -> None:
+    assert given('"-5 degrees, and falling"').arguments == ["-5 degrees, and falling"]
+    assert given('"- an item"').arguments == ["- an item"]
+    assert given('--tag "-- of two words"').tag == ["-- of two words"]
+    assert "there is no option -5x" in refusal("-5x")
+    assert "expected a whole number, not '-1e3'" in refusal("-n -1e3")
+
+
+@pytest.mark.parametrize("words", [['hosts=["a","b"]'], ['hosts=["a",', '"b"]'], ["options={a:", "1}"]])
+def test_json_whose_quotes_the_line_has_taken_is_refused_with_how_to_keep_them(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="is no JSON"):
+        kind_and_options(split(" ".join(["ssh", *words]), "%cluster"), "%cluster start")
+    whole = kind_and_options(split('ssh hosts=\'["a", "b"]\' queue=gpu', "%cluster"), "%cluster start")
+    assert whole == ("ssh", {"hosts": ["a", "b"], "queue": "gpu"})
+
+
+def test_a_cell_magic_whose_line_goes_on_says_that_it_has_one() -> None:
+    with pytest.raises(UsageError, match="what follows it stands in one line"):
+        split("-n 2 \\", "%%distribute")
+
+
+@pytest.mark.parametrize("ranks", ["", "one", "0,", "2-1", "-1"])
+def test_ranks_that_are_none_are_refused_before_there_is_a_world(ranks: str) -> None:
+    with pytest.raises(UsageError, match="--ranks"):
+        parse(DISTRIBUTE, ["--ranks", ranks])
+    assert parse(DISTRIBUTE, ["--ranks", "0, 2-3"]).ranks == "0, 2-3"

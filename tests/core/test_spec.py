@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import jupyter_llmcloud as lc
@@ -224,3 +225,22 @@ def test_a_hint_ends_with_its_question_mark() -> None:
 
 def test_tab_offers_what_the_package_is_for() -> None:
     assert {"distribute", "serve", "runs", "cluster"} <= set(dir(lc)) <= {*lc.__all__, "__version__"}
+
+
+def test_numbers_of_numpy_and_paths_are_taken_as_what_they_are() -> None:
+    given = {"nproc": np.int64(2), "seed": np.uint8(7), "price": np.float64(0.5), "export": Path("plain.py")}
+    assert RunSpec.make(given) == RunSpec(nproc=2, seed=7, price=0.5, export="plain.py")
+    with pytest.raises(UsageError, match="nproc"):
+        RunSpec.make({"nproc": np.array([1, 2])})
+
+
+@pytest.mark.parametrize("nothing", [[], ()], ids=["list", "tuple"])
+def test_an_empty_list_is_nothing(nothing: Any) -> None:
+    assert RunSpec.make({"push": nothing, "save": nothing}) == RunSpec()
+
+
+def test_numbers_are_written_with_all_of_their_digits_and_in_their_unit() -> None:
+    asked = {"timeout": 1234567.0, "hang_after": 0.5, "price": 12.345678}
+    words = as_arguments(RunSpec, asked)
+    assert words == ["--timeout", "1234567s", "--hang-after", "0.5s", "--price", "12.345678"]
+    assert parse(DISTRIBUTE, words).given == asked

@@ -148,6 +148,28 @@ def test_references_in_the_parameters_of_a_tool_find_what_they_name(case: str) -
     assert not may_be(forced, call('{"value": 1, "next": {"name": "go", "arguments": {"value": 2}}}'))
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": {"$ref": "#/a"}},
+        {"enum": [{"$ref": "#/a"}, 1]},
+        {"type": "object", "properties": {"const": {"$ref": "#/$defs/text"}}, "required": ["const"]},
+    ],
+    ids=["const", "enum", "a property that is called const"],
+)
+def test_a_value_that_looks_like_a_reference_is_none(schema: dict[str, Any]) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"x": schema},
+        "required": ["x"],
+        "$defs": {"text": {"type": "string"}},
+    }
+    tools = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
+    value = '{"const": "text"}' if "properties" in schema else '{"$ref": "#/a"}'
+    call = f'<tool_call>\n{{"name": "go", "arguments": {{"x": {value}}}}}\n</tool_call>'
+    assert may_be(offer(tools=tools, tool_choice="required"), call)
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nb c", "a/b\\n"])
 def test_a_text_that_python_has_escaped_is_the_one_that_the_expression_matches(text: str) -> None:
     escaped = offer(structured_outputs={"regex": re.escape(text)})

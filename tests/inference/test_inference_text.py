@@ -18,7 +18,7 @@ from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_pr
 from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion
 from jupyter_llmcloud.inference.openai.responses import chat_logprobs, completion_logprobs
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
-from tests.support.tiny_models import TEXT, byte_level_tokenizer
+from tests.support.tiny_models import TEXT, byte_level_tokenizer, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,37 @@ def test_a_stop_string_ends_the_text_within_a_batch_of_many_tokens(tokenizer: An
     piece = Transcript(Vocabulary(tokenizer), [], ["repe"]).feed(TokenBatch(tokens, [], "length"))
     assert (piece.text, piece.finish_reason) == ("used for ", "stop")
     assert piece.num_tokens < len(tokens)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize(
+    ("stops", "min_tokens", "shown"),
+    [
+        ([" b"], 0, "a"),
+        ([" b"], 2, "a b c d"),
+        ([" b"], 3, "a b c d"),
+        ([" b"], 4, "a b c d"),
+        ([" b"], 5, "a b c d b"),
+        ([" b", " b c dx"], 3, "a b c d"),
+        ([" d b"], 4, "a b c"),  # it begins before, and ends behind
+    ],
+)
+def test_no_stop_string_ends_an_answer_that_has_too_few_tokens(
+    stops: list[str], min_tokens: int, shown: str, size: int
+) -> None:
+    tokenizer = word_tokenizer(["a", "b", "c", "d"])
+    transcript = Transcript(Vocabulary(tokenizer), tokenizer("a", add_special_tokens=False)["input_ids"], stops,
+                            min_tokens=min_tokens)  # fmt: skip
+    tokens, text, reason = tokenizer("a b c d b", add_special_tokens=False)["input_ids"], "", None
+    for begin in range(0, len(tokens), size):
+        piece = transcript.feed(TokenBatch(tokens[begin : begin + size], [], None))
+        text, reason = text + piece.text, piece.finish_reason
+        if reason is not None:
+            break
+    else:
+        text += transcript.feed(TokenBatch([], [], "length")).text
+    assert text.lstrip() == shown
+    assert (reason == "stop") == (shown != "a b c d b")
 
 
 def test_what_only_looked_like_a_stop_string_is_shown_at_the_end(tokenizer: Any) -> None:

@@ -222,3 +222,9 @@ def test_a_function_in_the_place_of_a_cell_is_refused_with_how_to_call_it() -> N
 
     with pytest.raises(UsageError, match=r"not a function.*lc\.distribute\('train\(\)', push=\['train'\]\)"):
         python_api._cell(Notebook(""), train)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("char", ["\f", "\u2028", "\x1c"], ids=["form-feed", "line-separator", "file-separator"])
+def test_what_ends_no_line_of_python_moves_no_definition(char: str) -> None:
+    code = f'text = """one{char}two"""\nprint(text)\n\ndef f():\n    return 1\n'
+    assert definitions_of(code) == "\n\n\ndef f():\n    return 1"

@@ -1,4 +1,4 @@
-"""Which variables `%pull` brings into the notebook."""
+"""Which variables `%pull` brings into the notebook, and to which ranks `%push` brings some."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ def test_one_name_for_two_values_is_refused() -> None:
 def test_a_rank_that_is_not_there_is_refused(where: str) -> None:
     with pytest.raises(UsageError, match="a rank from 0 to 1, or all"):
         distribute.pull([f"x@{where}"])
+
+
+def test_ranks_that_are_an_empty_word_are_not_all_of_them() -> None:
+    with pytest.raises(UsageError, match="--ranks ''"):
+        distribute.push(["x"], {"x": 1}, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -250,3 +251,40 @@ def test_a_terminal_shows_them_too(folder: RunFolder, capsys) -> None:
 
     Growing(Server("running"), folder).follow()  # type: ignore[arg-type]
     assert "[2] of the third rank" in capsys.readouterr().out
+
+
+def test_a_run_that_was_deleted_is_waited_for_no_longer(folder: RunFolder, monkeypatch) -> None:
+    monkeypatch.setattr(run_handle, "GONE_S", 0.1)
+    handle = RunHandle("r-1", lambda: Server("running"))
+    assert handle.state == "running"
+    shutil.rmtree(folder.path)
+    with pytest.raises(NotFound, match="r-1 was deleted"):
+        handle.result(5)
+    assert (handle.done(), handle.state, handle.cancel()) == (True, "deleted", False)
+    assert RunHandle("r-2", lambda: Server("running")).state == "queued"  # whose record is not there yet
+
+
+def test_what_is_logged_as_rank_or_time_takes_no_column_of_ours(folder: RunFolder) -> None:
+    writer = JournalWriter(folder.metrics(1))
+    writer.append([{"t": 5.0, "step": 3, "values": {"rank": 8.0, "t": 0.5, "step": 30.0, "loss": 1.0}}])
+    writer.append([{"t": 6.0, "step": None, "values": {"step": 31.0, "loss": 0.5}}])
+    writer.close()
+    frame = RunHandle("r-1", lambda: Server("running")).metrics()
+    assert (list(frame["rank"]), list(frame["t"]), list(frame["step"])) == ([1, 1], [5.0, 6.0], [3, 31])
+    first = frame.iloc[0]
+    assert (first["rank (logged)"], first["t (logged)"], first["step (logged)"]) == (8.0, 0.5, 30.0)
+
+
+def test_a_terminal_whose_reader_has_gone_says_that_the_run_goes_on(folder: RunFolder, monkeypatch, capsys) -> None:
+    class Broken:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+    write(folder, 0, out("a line\n", 1.0))
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", Broken())
+        with pytest.raises(BrokenPipeError):
+            TerminalRun(Server("running"), folder).follow()
+    assert "The run goes on: jupyter llmcloud runs attach r-1" in capsys.readouterr().err

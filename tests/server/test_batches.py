@@ -16,6 +16,7 @@ from jupyter_llmcloud.server.batches.asking import RowAnswer
 from jupyter_llmcloud.server.batches.runner import BatchRunner
 from jupyter_llmcloud.storage.serving.batches import BatchFolder, BatchStore, RowResult, StoredBatch
 from jupyter_llmcloud.storage.serving.uploads import FileStore
+from tests.server.test_rollouts import make_adapter
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -128,6 +129,18 @@ async def test_an_input_that_is_wrong_is_refused_by_its_line_and_nothing_is_aske
     assert (await client.server.stats())["asked"] == 0
 
 
+@pytest.mark.parametrize("name", ["tiny:legal", "legal"])
+async def test_rows_may_name_an_adapter_as_other_requests_do(
+    client: Client, model: Path, tmp_path: Path, name: str
+) -> None:
+    adapter = make_adapter(tmp_path / "legal", model)
+    added = await client.server.ask("POST", "llmcloud/api/endpoints/tiny/adapters", {"target": str(adapter)})
+    assert added.status_code == 201, added.text
+    batch = await client.ended((await client.begin(rows("a", "b", model=name)))["id"])
+    assert batch["status"] == "completed", batch
+    assert (await client.server.stats())["asked"] == 2
+
+
 async def test_rows_that_the_replica_refuses_for_now_are_asked_again_and_cancelled_with_the_batch(
     client: Client,
 ) -> None:
@@ -216,7 +229,10 @@ class Endpoints:
     def has(self, models: list[str]) -> bool:
         return True
 
-    def may_ask(self, key_id: str | None, model: str) -> bool:
+    def endpoint_of(self, model: str) -> str:
+        return model
+
+    def may_ask(self, key_id: str | None, endpoint: str) -> bool:
         return True
 
     def places(self, models: list[str]) -> tuple[int, int]:

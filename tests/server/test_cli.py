@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -9,14 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.errors import CapacityError
+from jupyter_llmcloud.server import cli
 from jupyter_llmcloud.server.cli import main
+from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore, TrialRow
 from tests.server.test_server_routes import make_run
 from tests.support.server_parts import Server, make_model, until
@@ -257,3 +263,57 @@ async def test_a_sweep_is_listed_shown_stopped_and_deleted(
     assert "it is failed" in capsys.readouterr().err
     assert await run("sweeps", "delete", "big") == 0
     assert await run("sweeps", "show", "big") == 1
+
+
+async def test_the_log_of_a_run_is_printed_whole_in_its_lines(named: Server, capsys: pytest.CaptureFixture) -> None:
+    make_run()
+    folder = named.context.runs.find("train")
+    writer = JournalWriter(folder.logs(0))
+    pieces = [piece for number in range(1500) for piece in (f"number {number}", " is", " there\n")]
+    writer.append([{"kind": "stdout", "text": text, "t": time.time()} for text in pieces])
+    writer.close()
+    assert await run("runs", "logs", "train") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "number" in line] == [f"[0] number {number} is there" for number in range(1500)]
+    assert await run("runs", "logs", "train", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 10 + len(pieces)
+    assert await run("runs", "logs", "nothing") == 1
+    assert "there is no run 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "found"),
+    [
+        ("clusters start slurm --workers 2 queue=gpu", "option", ["queue=gpu"]),
+        ("clusters start slurm a=1 --workers 2 queue=gpu", "option", ["a=1", "queue=gpu"]),
+        ("runs compare a --tolerance 0.1 b c", "names", ["a", "b", "c"]),
+        ("prepare a --out o b", "source", ["a", "b"]),
+        ("explain m --new 2 two words", "words", ["two", "words"]),
+    ],
+)
+def test_words_may_stand_behind_an_option(
+    words: str, name: str, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[argparse.Namespace] = []
+    top = cli.parser()
+    parse = top.parse_known_args
+
+    def known(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        arguments, unknown = parse(given)
+        arguments.run = told.append
+        return arguments, unknown
+
+    monkeypatch.setattr(top, "parse_known_args", known)
+    monkeypatch.setattr(cli, "parser", lambda: top)
+    assert main(words.split()) == 0
+    assert getattr(told[0], name) == found
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    server = SimpleNamespace(run_log=lambda name: iter(["a line\n" * 100_000]))
+    monkeypatch.setattr(discovery, "find_running", lambda: server)
+    with os.fdopen(writing, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert main(["runs", "logs", "train"]) == 128 + signal.SIGPIPE

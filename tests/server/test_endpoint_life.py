@@ -21,6 +21,7 @@ from jupyter_llmcloud.core.serving.usage.stream_usage import UsageCut
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.endpoints.controller import EndpointController
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
 from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.server_parts import Server, StandInAgent, StandInPool, until
@@ -292,6 +293,54 @@ async def test_who_waits_for_a_replica_that_cannot_be_started_is_told_why(server
     later = await server.complete("hello")
     assert (later.status_code, later.json()["error"]["code"]) == (503, "model_failed")
     assert "another shape" in later.json()["error"]["message"]
+
+
+async def failed_whose_end_waits(
+    server: Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[EndpointController, asyncio.Event]:
+    """An endpoint that has failed, and what lets its replica end."""
+    may_end, end = asyncio.Event(), ReplicaHost.stop
+
+    async def stop(self: ReplicaHost, replica: Any) -> None:
+        await may_end.wait()
+        await end(self, replica)
+
+    monkeypatch.setattr(ReplicaHost, "stop", stop)
+    (model / "broken").touch()
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny"})
+    endpoint = server.context.endpoints.get("tiny")
+    await until(lambda: endpoint.state == "failed", "it has failed")
+    return endpoint, may_end
+
+
+def kept_states(server: Server) -> list[str]:
+    context = server.context
+    return [row.state for row in context.state.endpoints(context.server_id)]
+
+
+async def test_what_is_served_in_place_of_a_failed_endpoint_is_what_is_kept(
+    server: Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, may_end = await failed_whose_end_waits(server, model, monkeypatch)
+    (model / "broken").unlink()
+    serving = asyncio.ensure_future(server.serve(model))
+    await asyncio.wait([serving], timeout=2.0)
+    may_end.set()
+    await serving
+    await before.ended()
+    assert kept_states(server) == ["ready"]
+
+
+async def test_a_failed_endpoint_that_is_forgotten_does_not_come_back(
+    server: Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, may_end = await failed_whose_end_waits(server, model, monkeypatch)
+    forgetting = asyncio.ensure_future(server.ask("DELETE", "llmcloud/api/endpoints/tiny"))
+    await asyncio.wait([forgetting], timeout=1.0)
+    may_end.set()
+    assert (await forgetting).status_code == 200
+    await before.ended()
+    assert kept_states(server) == []
 
 
 async def test_a_replica_on_another_host_is_reached_by_its_bridge_all_its_life(

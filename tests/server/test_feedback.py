@@ -156,6 +156,43 @@ def test_what_cannot_be_a_row_is_left_out(tmp_path: Path) -> None:
     store.close()
 
 
+def events(*told: dict[str, Any]) -> bytes:
+    return b"".join(b"event: x\ndata: " + json.dumps(one).encode() + b"\n\n" for one in told) + b"data: [DONE]\n\n"
+
+
+SAID = [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm"}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "Good "}, {"type": "output_text", "text": "day"}]}]  # fmt: skip
+BEGUN = {"index": 0, "delta": {"role": "assistant", "content": ""}}
+CALLED = {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]}}
+DAY = {"role": "assistant", "content": "Good day"}
+KEPT: dict[str, tuple[str, dict[str, Any], bytes, Any]] = {
+    "a response": ("responses", {"input": "hi", "instructions": "Be kind"}, json.dumps({"output": SAID}).encode(),
+                   {"messages": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "hi"}, DAY]}),
+    "a response that was streamed": (
+        "responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]},
+        events({"type": "response.created", "response": {"output": []}},
+               {"type": "response.completed", "response": {"output": SAID}}),
+        {"messages": [{"role": "user", "content": "hi"}, DAY]},
+    ),
+    "a response that goes on from another": ("responses", {"input": "hi", "previous_response_id": "resp_1"},
+                                             json.dumps({"output": SAID}).encode(), None),
+    "a list of one prompt": ("completions", {"prompt": ["hi"]}, b'{"choices": [{"index": 0, "text": "Good day"}]}',
+                             {"prompt": "hi", "completion": "Good day"}),
+    "a call that was streamed": ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]},
+                                 events({"choices": [BEGUN]}, {"choices": [CALLED]}).replace(b"event: x\n", b""), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_good_answer_is_a_row_of_what_was_asked_and_said(case: str, tmp_path: Path) -> None:
+    route, asked, answer, row = KEPT[case]
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    store.keep(KeptRequest("req-1", 1.0, "m", "r", route, json.dumps({"model": "m", **asked}).encode(), answer))
+    store.add(Feedback("req-1", "me", 1.0, "m", 1.0))
+    assert list(store.training_rows("m")) == ([{**row, "request_id": "req-1", "rating": 1.0}] if row else [])
+    store.close()
+
+
 async def test_feedback_on_what_was_not_kept_is_counted_aloud(
     server: Server, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,28 @@ async def test_each_checkpoint_is_swapped_in_and_the_final_model_stays(server: S
     assert now["model"] == str(run.path / "model") and now["state"] == "ready"
     assert {row["target"] for row in now["revisions"]} == {"train"}
     assert (await server.complete("hello", model="train")).status_code == 200
+
+
+async def test_a_revision_whose_checkpoint_is_gone_leaves_its_number_to_no_other(
+    server: Server, own_root: Path
+) -> None:
+    run, _ = begin_run(checkpoint_every=2)
+    add_checkpoint(run, 2)
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": "train", "follow": True})
+    await server.ask("GET", "llmcloud/api/endpoints/train?wait_s=20")
+
+    async def serves(number: int) -> bool:
+        now = await told(server)
+        return [replica["revision"] for replica in now["replicas"]] == [number]
+
+    add_checkpoint(run, 4)
+    await until(lambda: serves(2), "the next checkpoint is served")
+    answer = await server.ask("POST", "llmcloud/api/endpoints/train/rollback", {})
+    assert answer.status_code == 200, answer.text
+    await until(lambda: serves(1), "the one before it is served again")
+    shutil.rmtree(run.path / "served" / "step-4")
+    add_checkpoint(run, 6)
+    await until(lambda: serves(3), "the newest checkpoint is served, under a number of its own")
 
 
 async def test_a_run_without_checkpoints_cannot_be_followed_and_says_how_it_could(

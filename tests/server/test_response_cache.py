@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
 import time
@@ -76,6 +77,17 @@ async def test_the_same_request_of_the_same_key_is_answered_without_a_replica(se
     await server.context.requests.write()
     outcomes = [row["outcome"] for row in server.context.state.usage()]
     assert outcomes.count("cached") == 3 and outcomes.count("done") == 4
+
+
+async def test_an_answer_that_is_given_again_is_kept_for_feedback_as_any_other(server: Server, model: Path) -> None:
+    await server.serve(model, keep_requests=True)
+    key = await server.key()
+    _, again = [await server.complete("hello", key, temperature=0) for _ in range(2)]
+    assert again.headers["X-LLMCloud-Cache"] == "hit"
+    said = {"request_id": again.headers["X-Request-Id"], "rating": "up"}
+    assert (await server.ask("POST", "llmcloud/v1/feedback", said, key)).status_code == 200
+    rows = (await server.ask("GET", "llmcloud/api/endpoints/tiny/feedback/dataset")).text.splitlines()
+    assert [json.loads(row)["completion"] for row in rows] == ["hello!"]
 
 
 async def test_a_stream_is_given_again_as_a_stream(server: Server, model: Path) -> None:

@@ -27,6 +27,14 @@ def test_the_divergence_is_zero_for_equal_scores_and_the_mean_over_tokens() -> N
     assert float(divergence(torch.zeros(1, 2, 2), certain)) == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-4)
 
 
+def test_rows_of_a_vocabulary_that_only_one_of_them_was_filled_up_with_are_left_out() -> None:
+    # Qwen2.5 of 7B has scores for 152064 tokens, that of 0.5B for 151936; their tokenizer has 151665.
+    scores = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
+    wider = torch.cat([scores, torch.full((1, 3, 2), 4.0)], -1)
+    assert float(divergence(scores, wider)) == pytest.approx(0, abs=1e-6)
+    assert float(divergence(wider, scores)) == pytest.approx(0, abs=1e-6)
+
+
 def test_texts_become_windows_of_equal_length_or_are_too_short() -> None:
     tokenizer = byte_level_tokenizer()
     rows = _rows(TEXT, tokenizer, 16, 8)

@@ -15,6 +15,7 @@ from jupyter_llmcloud.agent.trackers.process import TrackerProcesses
 from jupyter_llmcloud.core.detect.detector import Alert
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
 from jupyter_llmcloud.core.names import short_name
+from jupyter_llmcloud.core.output.numerals import format_step
 from jupyter_llmcloud.core.run.end_report import describe_saved
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState, TimesTold
 from jupyter_llmcloud.protocol.connection import Connection
@@ -196,7 +197,7 @@ class RunFeed:
         for name, new in found.items():
             if name not in self._told_not_finite and not self._not_finite.is_expected(name):
                 self._told_not_finite.add(name)
-                text = f"{short_name(name)} is {self._not_finite.word(name)} at step {new['first']:g}"
+                text = f"{short_name(name)} is {self._not_finite.word(name)} at step {format_step(new['first'])}"
                 self._alerts.not_finite(name, text, new["first"])
         is_news = any(name not in known or known[name]["since"] != new["since"] for name, new in found.items())
         self.record.not_finite = found

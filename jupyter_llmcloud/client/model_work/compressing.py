@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -67,6 +68,7 @@ class CompressedModels:
         refused: reasons by method.
         measured: what was measured, the model as it was first; empty with --no-table.
         caption: what the figures are of.
+        not_measured: why there are none, where what was made could not be measured.
     """
 
     def __init__(self, bound: float) -> None:
@@ -75,6 +77,7 @@ class CompressedModels:
         self.notes: dict[str, str] = {}
         self.measured: list[MeasuredModel] = []
         self.caption = ""
+        self.not_measured = ""
         self.bound = bound
 
     @property
@@ -101,6 +104,8 @@ class CompressedModels:
     def lines(self) -> list[str]:
         """What is said below the table: what the figures are of, and what could not be made."""
         said = self.refusals
+        if self.not_measured:
+            said.append(f"Nothing was measured: {self.not_measured}")
         if self.caption:
             said.insert(0, f"{self.caption[0].upper()}{self.caption[1:]}; perplexity may rise by {self.bound:g} %.")
         return said
@@ -130,7 +135,10 @@ def make_models(
             tell(f"{distillation.method} is trained on the ranks")
             _distil(result, distillation, spec.steps, train)
         if result.names and not spec.no_table:
-            _measure(result, request, stack.enter_context(kept_texts(texts.held_out)), texts.told, tell)
+            try:
+                _measure(result, request, stack.enter_context(kept_texts(texts.held_out)), texts.told, tell)
+            except LLMCloudError as error:  # what is made is there, and is told
+                result.not_measured = str(error)
     if not result.names:
         raise LLMCloudError("; ".join(result.refusals))
 
@@ -200,7 +208,7 @@ def named_model(target: str) -> str:
 
 def absolute(folder: str | None) -> str:
     """The whole path; "" of none."""
-    return "" if folder is None else str(Path(folder).expanduser().absolute())
+    return "" if folder is None else str(Path(os.path.expanduser(folder)).absolute())
 
 
 def _line(target: str, spec: CompressSpec) -> str:
@@ -210,7 +218,7 @@ def _line(target: str, spec: CompressSpec) -> str:
 
 def texts_at(path: str | None) -> Sequence[str] | None:
     """The texts of a file. Raises UsageError."""
-    return None if path is None else texts_of_file(Path(path).expanduser())
+    return None if path is None else texts_of_file(Path(os.path.expanduser(path)))
 
 
 def _check_installed(to: str) -> None:

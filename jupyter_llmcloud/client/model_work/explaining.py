@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from typing import Any
 
 from jupyter_llmcloud.client.model_work.inputs import array_file, data_file, texts_of
 from jupyter_llmcloud.client.model_work.process import ExplanationProcess
-from jupyter_llmcloud.client.model_work.texts import kept_texts
+from jupyter_llmcloud.client.model_work.texts import kept_texts, named_file
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.explain.robustness import OutsideInputs, TriedInputs
 from jupyter_llmcloud.core.explain.spec import ExplainSpec
@@ -46,14 +47,14 @@ def find_target(
 
     Raises UsageError.
     """
-    base = "" if base_model is None else str(Path(base_model).expanduser().absolute())
+    base = "" if base_model is None else str(Path(os.path.expanduser(base_model)).absolute())
     if (served := _served(name, server)) is not None:
         return ExplainTarget(_folder_as_run(str(served["model"])), base or str(served.get("base_model") or ""))
     if is_endpoint:
         raise UsageError(f"%explain {name}: the endpoint is not known to the server any more.")
     is_run = any(name in (record.name, record.run_id) for record in RunStore().list())
-    if Path(name).expanduser().is_dir() and not is_run:
-        return ExplainTarget(str(Path(name).expanduser().absolute()), base)
+    if Path(os.path.expanduser(name)).is_dir() and not is_run:
+        return ExplainTarget(str(Path(os.path.expanduser(name)).absolute()), base)
     return ExplainTarget(name, base)
 
 
@@ -92,8 +93,8 @@ def ask_scores(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcloud-explain-")))
         text, file = (given, "") if isinstance(given, str) else ("", array_file(given, folder))
-        if text and _is_file_of_image(text):
-            text, file = "", str(Path(text).expanduser().absolute())
+        if text.lower().endswith(_IMAGES) and (image := named_file(text)) is not None:
+            text, file = "", str(image.absolute())
         if not text and not file:
             raise UsageError("%explain: the text is empty.")
         request = ExplainRequest(
@@ -110,11 +111,6 @@ def ask_scores(
             events = list(process.events(tell))
     model = next(event for event in events if isinstance(event, ExplainedModel))
     return model, [event for event in events if isinstance(event, Attribution)]
-
-
-def _is_file_of_image(text: str) -> bool:
-    """A prompt is hardly ever the name of an image that is there."""
-    return text.lower().endswith(_IMAGES) and "\n" not in text and Path(text).expanduser().is_file()
 
 
 def ask_robustness(

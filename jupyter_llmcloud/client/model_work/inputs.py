@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.client.model_work.texts import texts_of_file
+from jupyter_llmcloud.client.model_work.texts import JSON_LINES, named_file, texts_of_file
 from jupyter_llmcloud.errors import UsageError
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -19,7 +20,7 @@ _EXPECTED = "a list of texts, of rows with text and label, of pairs (text, label
 def array_file(value: Any, folder: Path) -> str:
     """An image or an array, as a file in `folder`. Raises UsageError."""
     if isinstance(value, Path):
-        return str(value.expanduser().absolute())
+        return str(Path(os.path.expanduser(value)).absolute())
     if hasattr(value, "save") and hasattr(value, "convert"):  # an image of PIL
         path = folder / "input.png"
         value.convert("RGB").save(path)
@@ -49,7 +50,7 @@ def _array(value: Any) -> Any:
 def data_file(data: Any, folder: Path) -> tuple[str, str]:
     """The rows that a model is tried with, as a file in `folder`, and what they are. Raises UsageError."""
     if isinstance(data, str | Path):
-        return _of_path(Path(data).expanduser(), folder)
+        return _of_path(str(data), folder)
     told = "the data given"
     if isinstance(data, tuple) and len(data) == 2 and not _are_texts(data):
         return _arrays(data[0], data[1], folder), told
@@ -94,14 +95,19 @@ def _arrays(inputs: Any, labels: Any, folder: Path) -> str:
     return str(path)
 
 
-def _of_path(path: Path, folder: Path) -> tuple[str, str]:
-    if path.is_dir():
+def _of_path(given: str, folder: Path) -> tuple[str, str]:
+    if os.path.isdir(os.path.expanduser(given)):
+        path = Path(os.path.expanduser(given))
         return _written(_images(path), folder), path.name
-    if not path.is_file():
-        raise UsageError(f"--adversarial {str(path)!r} is neither a file, a folder nor, in a notebook, a variable.")
-    if path.suffix in (".jsonl", ".ndjson"):
+    if (file := named_file(given)) is None:
+        raise UsageError(f"--adversarial {given[:200]!r} is neither a file, a folder nor, in a notebook, a variable.")
+    return _of_file(file, folder)
+
+
+def _of_file(path: Path, folder: Path) -> tuple[str, str]:
+    if path.suffix in JSON_LINES:
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         except (OSError, ValueError) as error:
             raise UsageError(f"--adversarial {path}: it is not a file of JSON lines: {error}.") from None
         return _written([_row(row) for row in rows], folder), path.name
@@ -139,8 +145,11 @@ def _written(rows: list[dict[str, Any]], folder: Path) -> str:
 
 def texts_of(given: Any, option: str) -> list[str]:
     """A text, a list of texts, or those of a file. Raises UsageError."""
-    if isinstance(given, Path) or (isinstance(given, str) and Path(given).expanduser().is_file()):
-        return texts_of_file(Path(given).expanduser())
+    path = Path(os.path.expanduser(given)) if isinstance(given, Path) else None
+    if path is None and isinstance(given, str):
+        path = named_file(given)
+    if path is not None:
+        return texts_of_file(path)
     texts = [given] if isinstance(given, str) else given
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
         return list(texts)

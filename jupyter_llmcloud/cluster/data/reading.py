@@ -14,6 +14,7 @@ from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.core.data.partitions import WHOLE, Partition, Piece, compression_of
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.datasets import filesystem
+from jupyter_llmcloud.storage.datasets.columns import holds
 from jupyter_llmcloud.storage.datasets.pixels import as_rgb
 from jupyter_llmcloud.storage.datasets.streams import CHUNK, Damaged, opened
 
@@ -26,6 +27,8 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ENCODING = "Say what it is: encoding='latin-1', 'cp1252', 'utf-16', ..."
 _DELIMITERS = ",;\t|"
 _HEADER = 1 << 16  # bytes in which a CSV file has its first row
+_HEADER_ROWS = 20
+_WHOLE_NUMBER = re.compile(r"[+-]?\d{16,}")
 _CONVERSION = re.compile(r"In CSV column #(\d+): .*CSV conversion error to ([^:]+): invalid value '(.*)'")
 
 
@@ -241,7 +244,9 @@ class Reader:
                 reading = arrow_csv.ReadOptions(block_size=CHUNK, use_threads=False)
                 stream = arrow_csv.open_csv(file, reading, parse_options=parse, convert_options=convert)
                 self._check_text(piece, stream.schema)
+                checked: set[str] = set()
                 for batch in stream:
+                    self._check_numbers(piece, batch, parse, checked)
                     for part in _parts(batch):
                         yield part.to_pylist()
         except UnicodeDecodeError as error:
@@ -253,15 +258,37 @@ class Reader:
         """What stands between columns, and their names. Raises UsageError where two have the same one."""
         with filesystem.translated(piece.url), self._open(piece) as file:
             begin = file.read(_HEADER).decode("utf-8-sig", "replace")
-        line = begin.split("\n", 1)[0]
-        counted = {mark: line.count(mark) for mark in _DELIMITERS}
-        delimiter = (
-            "\t" if ".tsv" in piece.url.lower() else "," if counted[","] else max(counted, key=counted.__getitem__)
-        )
+        delimiter = "\t" if ".tsv" in piece.url.lower() else _delimiter(begin, is_whole=len(begin) < _HEADER)
         names = next(csv.reader(io.StringIO(begin, newline=""), delimiter=delimiter), [])
         if twice := [name for at, name in enumerate(names) if name in names[:at]]:
             raise UsageError(f"{piece.url!r} has two columns called {twice[0]!r}: rename one in its first row.")
         return delimiter, names
+
+    def _check_numbers(self, piece: Piece, batch: Any, parse: Any, checked: set[str]) -> None:
+        """Raises UsageError where a column of fractions has a whole number of which its type would cut digits off."""
+        import pyarrow as pa
+        import pyarrow.compute as compute
+
+        for column, values in zip(batch.schema, batch.columns, strict=True):
+            name = column.name
+            if name in checked or name in dict(self._recipe.types) or not pa.types.is_float64(column.type):
+                continue
+            if compute.any(compute.greater_equal(compute.abs(values), float(1 << 53))).as_py():
+                checked.add(name)
+                if text := next(filter(_is_cut_off, self._texts_in(piece, name, parse)), None):
+                    told = f"the column {name!r} is float64, which would make {float(text)!r} of {text}"
+                    raise UsageError(f"{piece.url!r}: {told}. Say what it is: types='{name}=string' (or float64).")
+
+    def _texts_in(self, piece: Piece, column: str, parse: Any) -> Iterator[str]:
+        """What stands in a column of CSV."""
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        convert = arrow_csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()})
+        reading = arrow_csv.ReadOptions(block_size=CHUNK, use_threads=False)
+        with self._open(piece) as file:
+            for batch in arrow_csv.open_csv(file, reading, parse_options=parse, convert_options=convert):
+                yield from batch.column(0).to_pylist()
 
     def _check_text(self, piece: Piece, schema: Any) -> None:
         import pyarrow as pa
@@ -276,15 +303,16 @@ class Reader:
 
         try:
             with filesystem.translated(piece.url), self._open(piece) as file, parquet.ParquetFile(file) as opened_file:
-                groups = None if piece.end == WHOLE else list(range(piece.start, piece.end))
+                end = opened_file.num_row_groups if piece.end == WHOLE else piece.end
                 self.schema = opened_file.schema_arrow
                 column = self._recipe.column
                 if (only := self._recipe.tokenizer is not None) and column not in self.schema.names:
                     raise UsageError(_no_column(piece.url, column, self.schema.names))
-                for batch in opened_file.iter_batches(
-                    BATCH_ROWS, groups, [column] if only else None, use_threads=False
-                ):
-                    yield batch.to_pylist()
+                for groups in _read_together(range(piece.start, end), self.schema):
+                    for batch in opened_file.iter_batches(
+                        BATCH_ROWS, groups, [column] if only else None, use_threads=False
+                    ):
+                        yield batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, pa.ArrowException):
                 raise UsageError(f"{piece.url!r} cannot be read as Parquet: {error}.") from None
@@ -309,6 +337,33 @@ class Reader:
             return
         label = self._recipe.classes.index(class_of(piece.url)) if self._recipe.classes else 0
         yield [{_IMAGE: picture, _LABEL: label}]
+
+
+def _read_together(groups: range, schema: Any) -> list[list[int]]:
+    """Row groups of a Parquet file in one list, or each in its own: pyarrow joins no categories within a struct."""
+    import pyarrow as pa
+
+    is_flat = not any(
+        pa.types.is_nested(column.type) and holds(pa.types.is_dictionary, column.type) for column in schema
+    )
+    return [[*groups]] if is_flat else [[group] for group in groups]
+
+
+def _delimiter(begin: str, is_whole: bool) -> str:
+    """What stands between columns: what gives all of the first rows as many, and most; else what the first one has."""
+    found = {}
+    for mark in _DELIMITERS:
+        rows = [row for row in csv.reader(io.StringIO(begin, newline=""), delimiter=mark) if row]
+        sizes = {len(row) for row in rows[: _HEADER_ROWS if is_whole or len(rows) > _HEADER_ROWS else -1]}
+        found[mark] = sizes.pop() if len(sizes) == 1 else 0
+    if max(found.values()) > 1:
+        return max(found, key=found.__getitem__)
+    line = begin.split("\n", 1)[0]
+    return "," if "," in line else max(_DELIMITERS, key=line.count)
+
+
+def _is_cut_off(number: str) -> bool:
+    return _WHOLE_NUMBER.fullmatch(number) is not None and int(float(number)) != int(number)
 
 
 def _from_json(text: str) -> Any:

@@ -56,8 +56,9 @@ class Packer:
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"the tokenizer {self._told.name!r} gave what are no token ids: {error}.") from None
         if new.size and (new.min() < 0 or new.max() >= self._told.vocab_size):
+            wrong = new.min() if new.min() < 0 else new.max()
             raise UsageError(
-                f"the tokenizer {self._told.name!r} gave the id {int(new.max() if new.max() > 0 else new.min())}, "
+                f"the tokenizer {self._told.name!r} gave the id {int(wrong)}, "
                 f"outside its vocabulary of {self._told.vocab_size}."
             )
         self.num_tokens += new.size

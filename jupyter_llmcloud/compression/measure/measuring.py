@@ -14,7 +14,7 @@ from jupyter_llmcloud.compression.measure.replica import MeasuredReplica, prepar
 from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.compression.texts import read_texts, windows
 from jupyter_llmcloud.core.compression.table import MeasuredModel
-from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.protocol.compression import Caption, Event, MeasureRequest, ModelMeasured
 from jupyter_llmcloud.protocol.model_work import WorkProgress
 
@@ -24,6 +24,7 @@ AT_ONCE = 8
 NEW_TOKENS, PROMPT_TOKENS = 64, 32
 _SCORED_TOKENS = 16_384
 _LONGEST_WINDOW = 512
+_LARGEST_LOSS = 700.0  # of a token, whose exponential is still a number
 _WRITTEN, _LONGEST_WRITTEN = 32, 128
 
 
@@ -136,15 +137,21 @@ def _some(prompts: Sequence[list[int]], start: int, count: int) -> list[list[int
 
 
 def _perplexity(replica: MeasuredReplica, texts: _Texts) -> float | None:
-    """Of the windows; None when the engine that serves the model cannot score a text."""
+    """Of the windows; None when the engine that serves the model cannot score a text.
+
+    Raises ModelError where what it computes are no numbers.
+    """
     total = 0.0
     for window in texts.scored:
         try:
             answer = replica.complete([window], echo=True, logprobs=0, max_tokens=0, temperature=0)
         except LLMCloudError:
             return None
-        total += sum(answer["choices"][0]["logprobs"]["token_logprobs"][1:])
-    return math.exp(-total / texts.num_scored)
+        scores = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+        if None in scores:  # NaN and infinity, for which JSON has no number
+            raise ModelError("what it computes of the held-out text are no numbers (NaN): it is broken.")
+        total += sum(scores)
+    return math.exp(min(_LARGEST_LOSS, -total / texts.num_scored))
 
 
 def _texts(request: MeasureRequest, before: SourceModel, replica: MeasuredReplica) -> _Texts:

@@ -102,7 +102,7 @@ def _left(config: Any, shape: _Shape, ratio: float) -> tuple[int, int]:
     num_groups = shape.num_groups - round(shape.num_groups * ratio)
     num_rows = shape.num_rows - round(shape.num_rows * ratio)
     if shape.num_rows >= _WIDE:
-        num_rows = round(num_rows / _ROUND) * _ROUND
+        num_rows = min(round(num_rows / _ROUND) * _ROUND, shape.num_rows)
     if num_groups < 1 or num_rows < 1:
         raise ModelError(
             f"this model is too small for prune:{ratio:g}: of {shape.num_groups} groups of heads and {shape.num_rows} "

@@ -63,7 +63,7 @@ def verdict(before: MeasuredModel, after: MeasuredModel, bound_percent: float) -
     for word, ratio, is_good in _ratios(before, after):
         (better if is_good else worse).append(f"{word} ({ratio})")
     rise = _rise(before, after)
-    if rise is not None and rise > bound_percent:
+    if rise is not None and not rise <= bound_percent:  # also where it is no number
         worse.append(f"perplexity +{rise:.3g} %, and +{bound_percent:g} % is the bound")
         return f"does not help: {', '.join(worse)}" + (f"; {', '.join(better)}" if better else "")
     if rise is not None and rise < -100 * NOISE:  # distilled, or fine-tuned before it was merged

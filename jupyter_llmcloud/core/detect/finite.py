@@ -6,6 +6,7 @@ import math
 
 from jupyter_llmcloud.core.detect.detector import ONE_IS_ENOUGH, Alert
 from jupyter_llmcloud.core.detect.spikes import Value
+from jupyter_llmcloud.core.output.numerals import format_step
 
 
 class FiniteDetector:
@@ -41,6 +42,6 @@ class FiniteDetector:
             return None
         self._is_told, newest = True, self._newest
         word = "NaN" if math.isnan(newest.value) else "infinite"
-        text = f"{self._metric} is {word} at step {newest.step:g}"
+        text = f"{self._metric} is {word} at step {format_step(newest.step)}"
         every = f"every value of {self._metric}"
         return Alert("not-finite", text, every, 1, ONE_IS_ENOUGH, step=newest.step, metric=self._metric)

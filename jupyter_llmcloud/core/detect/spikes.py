@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from jupyter_llmcloud.core.detect.detector import Alert
+from jupyter_llmcloud.core.output.numerals import format_step
 
 WINDOW = 128  # values that were not flagged
 WARM_UP = 64  # of them, before anything is said
@@ -99,7 +100,7 @@ class SpikeDetector:
         self._silent = REFRACTORY
         return Alert(
             self._name,
-            f"{self._metric} jumped to {observation.value:.4g} at step {observation.step:g}",
+            f"{self._metric} jumped to {observation.value:.4g} at step {format_step(observation.step)}",
             f"the last {len(self._usual)} values (robust z of the logarithm)",
             z,
             self._threshold,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jupyter_llmcloud.core.export.names_used import NamesUsed, always_bound, is_definition, names_used
+from jupyter_llmcloud.core.export.names_used import EVERYTHING, NamesUsed, always_bound, is_definition, names_used
 from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
@@ -52,7 +52,7 @@ class SourceCell:
         try:
             return ast.parse(self.code)
         except SyntaxError as error:
-            line = (self.code.splitlines() or [""])[min(error.lineno or 1, self.code.count("\n") + 1) - 1].strip()
+            line = self.code.split("\n")[min(error.lineno or 1, self.code.count("\n") + 1) - 1].strip()
             what = "a magic or a command of the shell" if line[:1] in ("%", "!", "?") or "= !" in line else "no Python"
             raise UsageError(
                 f"run {self.run_id} cannot be exported: line {error.lineno}, {line!r}, is {what}. "
@@ -108,6 +108,8 @@ def needed_cells(
                     is_drawn_anew = last.spec.get("seed") is None
             elif _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
+                if EVERYTHING in before.bound:
+                    needed, perhaps = set(), perhaps | needed
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
                 parts.append(ScriptPart(cell, _assigned(cell, needed, perhaps)))
@@ -138,20 +140,24 @@ def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
     What takes their result, as `files = !ls` does, stays. Of a cell magic that measures, its body stays; one of another
     language goes as a whole.
     """
-    try:
-        ast.parse(cell.code)
-    except SyntaxError:
-        lines = cell.code.splitlines()
-        if lines[0].startswith("%%") and not lines[0].startswith(_OF_PYTHON):
+    lines, commands = cell.code.split("\n"), list[str]()
+    while (at := _not_python("\n".join(lines))) is not None:
+        if not commands and lines[0].startswith("%%") and not lines[0].startswith(_OF_PYTHON):
             return replace(cell, code=""), [lines[0]]
-        commands = [line for line in lines if line[:1] in ("%", "!")]
-        kept = "\n".join("pass" if line in commands else line for line in lines)
-        try:
-            ast.parse(kept)
-        except SyntaxError:
+        if at >= len(lines) or lines[at][:1] not in ("%", "!"):
             return cell, []
-        return replace(cell, code=kept), commands
-    return cell, []
+        commands.append(lines[at])
+        lines[at] = "pass"
+    return (replace(cell, code="\n".join(lines)), commands) if commands else (cell, [])
+
+
+def _not_python(code: str) -> int | None:
+    """The line at which it is no Python, from 0: what looks like a command may stand in a text of several lines."""
+    try:
+        ast.parse(code)
+    except SyntaxError as error:
+        return (error.lineno or 1) - 1
+    return None
 
 
 def _seeds(cell: SourceCell) -> bool:
@@ -201,7 +207,7 @@ def _imported(cells: Sequence[SourceCell]) -> set[str]:
 
 def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
     tree = cell.tree
-    if is_definition(tree) and not names_used(tree).bound & wanted:
+    if is_definition(tree) and not (wanted and names_used(tree).bound & {*wanted, EVERYTHING}):
         return False
     if not cell.on_all_ranks:
         raise UsageError(

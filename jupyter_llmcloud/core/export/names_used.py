@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 
+EVERYTHING = "*"  # in place of the names that `from module import *` binds: the text does not tell them
+
 _BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar, ast.Match, ast.With, ast.AsyncWith)
 
 
@@ -32,7 +34,7 @@ def names_used(tree: ast.Module) -> NamesUsed:
     found, late = NamesUsed(), set[str]()
     _walk(tree.body, set(), found, late)
     for name in late:
-        (found.perhaps if name in found.bound else found.needed).add(name)
+        (found.perhaps if {name, EVERYTHING} & found.bound else found.needed).add(name)
     found.perhaps -= found.needed
     return found
 
@@ -212,14 +214,7 @@ def _read(node: ast.AST, certain: set[str], found: NamesUsed, late: set[str]) ->
             _read(default, certain, found, late)
         return
     if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-        inside = set(certain)
-        for part in node.generators:
-            _read(part.iter, inside, found, late)
-            inside |= {name.id for name in ast.walk(part.target) if isinstance(name, ast.Name)}
-            for test in part.ifs:
-                _read(test, inside, found, late)
-        for value in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
-            _read(value, inside, found, late)
+        _comprehension(node, certain, found, late)
         return
     if isinstance(node, ast.NamedExpr):
         _read(node.value, certain, found, late)
@@ -233,9 +228,29 @@ def _read(node: ast.AST, certain: set[str], found: NamesUsed, late: set[str]) ->
         _read(child, certain, found, late)
 
 
+def _comprehension(
+    node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp,
+    certain: set[str],
+    found: NamesUsed,
+    late: set[str],
+) -> None:
+    """Its variables are its own, also where a function inside it reads them."""
+    inside, own, late_inner = set(certain), set[str](), set[str]()
+    for part in node.generators:
+        _read(part.iter, inside, found, late_inner)
+        own |= {name.id for name in ast.walk(part.target) if isinstance(name, ast.Name)}
+        inside |= own
+        for test in part.ifs:
+            _read(test, inside, found, late_inner)
+    for value in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
+        _read(value, inside, found, late_inner)
+    late |= late_inner - own
+
+
 def _want(name: str, certain: set[str], found: NamesUsed) -> None:
     if name not in certain and name not in _BUILTINS:
-        (found.perhaps if name in found.bound else found.needed).add(name)
+        is_unsure = name in found.bound or EVERYTHING in certain
+        (found.perhaps if is_unsure else found.needed).add(name)
 
 
 def _bind(target: ast.AST, certain: set[str], found: NamesUsed) -> None:
@@ -278,10 +293,11 @@ def _inner(
     found.bound |= declared
     inner = NamesUsed()
     for part in body:
+        late_inner = set[str]()  # of functions inside, which see what is local here
         if isinstance(part, ast.stmt):
-            _statement(part, set(), inner, late_inner := set[str]())
-            inner.needed |= late_inner
+            _statement(part, set(), inner, late_inner)
         else:
-            _read(part, set(), inner, late)
+            _read(part, set(), inner, late_inner)
+        inner.needed |= late_inner
     local = own | (inner.bound - declared)
     late |= {name for name in inner.needed | inner.perhaps if name not in local}

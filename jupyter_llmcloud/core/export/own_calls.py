@@ -88,7 +88,8 @@ def _refused(cell: SourceCell, node: ast.AST, what: str) -> UsageError:
 
 
 def _edited(code: str, edits: list[tuple[ast.AST, str]]) -> str:
-    lines = [line.encode() for line in code.splitlines(keepends=True)]  # columns of the syntax tree count bytes
+    # Columns of the syntax tree count bytes; and in a text more ends a line for splitlines() than for Python.
+    lines = code.encode().splitlines(keepends=True)
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))

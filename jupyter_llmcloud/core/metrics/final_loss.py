@@ -28,6 +28,7 @@ MAX_ERROR = 0.04  # of the loss, in the back-test
 MAX_OF_DROP = 0.35  # of what the loss fell in the foretold part
 SAME_RATE = 0.02  # by which learning rates of one schedule may differ
 WIDENED = 2.0  # times the error of the back-test, on both sides
+LARGEST = 1e100  # a loss beyond has exploded, and its square is no number
 EXPONENTS = tuple(0.05 * 1.1**n for n in range(39))  # 0.05 to 1.9
 
 
@@ -55,6 +56,8 @@ def foretell(losses: Curve, final_step: float, rates: Curve) -> FinalLoss | None
     """The loss at `final_step`; None when nothing can be said of it. `rates`: of learning."""
     known = [(step, loss) for step, loss in losses if step >= 1 and math.isfinite(loss)]
     if len(known) < MIN_POINTS or known[-1][0] < MIN_SHARE * final_step:
+        return None
+    if max(abs(loss) for _, loss in known) > LARGEST:
         return None
     last = known[-1][0]
     known = [(step, loss) for step, loss in known if step > SKIPPED * last]
@@ -96,7 +99,7 @@ def _noise(points: Curve) -> float:
 
 
 def _fit(points: Curve) -> _Law | None:
-    stretches = _stretches(points)
+    stretches = _stretches(points) if points else []  # a run that goes on from a checkpoint has no early part
     if len(stretches) < 6:
         return None
     found = min((_line(stretches, exponent) for exponent in EXPONENTS), key=lambda law: law.error)

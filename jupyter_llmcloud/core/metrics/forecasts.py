@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from jupyter_llmcloud.core.metrics.final_loss import Curve, foretell
-from jupyter_llmcloud.core.metrics.progress import Progress
+from jupyter_llmcloud.core.metrics.progress import Bar, Progress
 from jupyter_llmcloud.core.metrics.series import Series
 from jupyter_llmcloud.core.output.numerals import format_number
 
@@ -23,16 +23,28 @@ class Forecasts:
 
     def text(self, name: str, series: Mapping[str, Series], progress: Progress) -> str:
         """`about 1.83 (1.79 to 1.88) in the end`; "" where nothing can be said of it."""
-        fraction = next((bar.fraction for bar in progress.shown() if bar.total), None)
+        bar = next((bar for bar in progress.shown() if bar.total), None)
         rate = next((one for other, one in series.items() if _RATE.search(other)), None)
-        last = series[name].last
-        if not _LOSS.search(name) or not fraction or fraction >= 1 or rate is None or last is None:
+        if not _LOSS.search(name) or bar is None or not bar.fraction or bar.fraction >= 1 or rate is None:
             return ""
         at, said = self._made.get(name, (-1.0, ""))
-        if not at <= fraction < at + EVERY:
-            said = _said(_curve(series[name]), last.step / fraction, _curve(rate))
-            self._made[name] = fraction, said
+        if not at <= bar.fraction < at + EVERY:
+            final_step = _final_step(series[name], bar)
+            said = "" if final_step is None else _said(_curve(series[name]), final_step, _curve(rate))
+            self._made[name] = bar.fraction, said
         return said
+
+
+def _final_step(series: Series, bar: Bar) -> float | None:
+    """The step at which a bar is full, by how far both have come since they began; None where that cannot be told.
+
+    Steps may go on from those of an earlier run, with a bar of its own or the same. That of a later epoch began after
+    the series did.
+    """
+    if bar.is_repeated or bar.total is None or bar.done <= bar.began_at or series.ends is None:
+        return None
+    first, last = series.ends
+    return last + (bar.total - bar.done) * (last - first) / (bar.done - bar.began_at)
 
 
 def _curve(series: Series) -> Curve:

@@ -12,12 +12,18 @@ _SHOWN_BARS = 2
 
 
 class Bar:
-    """One progress bar. Ranks that report it move it by the slowest of them."""
+    """One progress bar. Ranks that report it move it by the slowest of them.
+
+    Attributes:
+        began_at: what was done when it was first heard of.
+        is_repeated: whether it has been full and has begun anew, as that of an epoch does.
+    """
 
     def __init__(self, total: float | None) -> None:
         self.total = total
         self.desc = ""
-        self.done = 0.0
+        self.done = self.began_at = 0.0
+        self.is_repeated = False
         self.updated = 0.0
         self._by_rank: dict[int, float] = {}
         self._moved = 0.0
@@ -28,8 +34,10 @@ class Bar:
         """A rank reports `done`; going backwards begins the bar anew."""
         before = self._by_rank.get(rank)
         if before is None and not self._by_rank:
-            self.done, self.updated = done, now
+            self.done, self.updated, self.began_at = done, now, done
         elif before is not None and done < before:
+            self.is_repeated |= before >= (self.total or math.inf)
+            self.began_at = min(done, self.began_at)
             self._by_rank = {}
             self._moved = self._took = 0.0
             self._times = StepDurations()

@@ -24,6 +24,11 @@ def format_number(value: float | None, digits: int = 4) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def format_step(step: float) -> str:
+    """A step as it is looked for, with all of its digits: `60`, `1500000`, `0.5`."""
+    return str(int(step)) if math.isfinite(step) and step == int(step) else f"{step:g}"
+
+
 def format_tick(value: float) -> str:
     """A number beside an axis, at most 8 characters: `0.00025`, `12,800`, `1.25e6`."""
     text = format_number(value, 3)
@@ -65,10 +70,10 @@ def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     finite = [value for value in values if value is not None]
     if not finite:
         return ""
-    low, span = min(finite), max(finite) - min(finite)
+    low, span = min(finite), max(finite) / 2 - min(finite) / 2  # halves: the whole may be more than a number holds
     if not span:
         return "".join(" " if value is None else _BARS[3] for value in values)
-    return "".join(" " if value is None else _BARS[min(7, int((value - low) / span * 8))] for value in values)
+    return "".join(" " if value is None else _BARS[min(7, int((value / 2 - low / 2) / span * 8))] for value in values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -14,7 +14,7 @@ _REWRITES = re.compile(r"\r(?!\n)|\x08|\x1b\[\??[\d;]*[A-HJKSTfhl]")
 _BEGUN = re.compile(r"(\r|\x1b(\[\??[\d;]{0,8})?)$")  # the first part of a sequence, perhaps
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 _MAX_ROWS = 64
-_MAX_ROW_CHARS = 10_000
+_MAX_ROW_CHARS = 200_000  # each piece of a row that goes on is joined to it
 
 
 class Screen:
@@ -159,5 +159,6 @@ class Screen:
         before = "" if self._returned else self._rows[self._row]
         if self._returned:
             piece = piece.rstrip(" ")  # bars pad with spaces to wipe what was there
-        self._rows[self._row] = (before + piece)[:_MAX_ROW_CHARS]
+        row, limit = before + piece, min(self.max_chars, _MAX_ROW_CHARS)
+        self._rows[self._row] = row if len(row) <= limit else f"{row[: limit - 1]}…"
         self._returned = False

@@ -150,6 +150,16 @@ def _number(content: Mapping[str, Any], name: str, default: int) -> int:
     return value
 
 
+def _count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number, which may be written as a text. Raises UsageError that names the field."""
+    text = "" if isinstance(value, bool) else str(value).strip()
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if number < least or (most is not None and number > most):
+        kind = f"from {least} to {most}" if most is not None else f"of {least} or more"
+        raise UsageError(f"--accelerate-config: {name} is {value!r}, expected a whole number {kind}.")
+    return number
+
+
 # Accelerate reads some fields by other names than `accelerate config` writes them.
 _FP8_READ_AS = {
     "fp8_format": "format",
@@ -170,13 +180,15 @@ def _environment(content: Mapping[str, Any]) -> dict[str, str]:
     found |= {f"ACCELERATE_{name.upper()}": str(value) for name, value in _section(content, "dynamo_config").items()}
     for name, value in _section(content, "fp8_config").items():
         if name == "override_linear_precision":
+            if not isinstance(value or (), list | tuple):
+                raise UsageError(f"--accelerate-config: {name} is {value!r}, expected three times true or false.")
             overrides = zip(("FPROP", "DGRAD", "WGRAD"), value or (False,) * 3, strict=False)
             found |= {f"ACCELERATE_FP8_OVERRIDE_{which}": str(is_higher) for which, is_higher in overrides}
         else:
             found[f"ACCELERATE_FP8_{_FP8_READ_AS.get(name, name).upper()}"] = str(value)
-    steps = _section(content, "deepspeed_config").get("gradient_accumulation_steps", 1)
-    if steps not in (1, "auto"):
-        found["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(steps)
+    steps = _section(content, "deepspeed_config").get("gradient_accumulation_steps")
+    if steps not in (None, "none", "auto") and (num := _count("gradient_accumulation_steps", steps)) > 1:
+        found["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(num)
     return found
 
 
@@ -233,6 +245,11 @@ def _of_fsdp(section: dict[str, Any], sizes: dict[str, Any], content: Mapping[st
         return _of_sizes(sizes, suffix)
     hosts = _number(content, "num_machines", 1)
     if strategy.startswith("HYBRID") or strategy in ("4", "5"):
+        if hosts > 1 and not made.num_ranks:
+            raise UsageError(
+                f"--accelerate-config: {strategy} on {hosts} machines needs num_processes, how many ranks there are on "
+                "all of them together. Add it to the file."
+            )
         if hosts > 1 and made.num_ranks % hosts == 0:
             return f"hsdp:{hosts}x{made.num_ranks // hosts}{suffix}"
         made.notes.append(f"{strategy} on one host is FULL_SHARD: its only group has all ranks")
@@ -249,24 +266,40 @@ def _wrapping(fields: dict[str, Any]) -> list[str]:
     if policy == "NO_WRAP":
         return [f"min-params={_WHOLE_MODEL}"]
     if policy == "SIZE_BASED_WRAP":
-        return [f"min-params={int(float(smallest or 1e8))}"]
+        return [f"min-params={_parameters(smallest)}"]
     if policy != "TRANSFORMER_BASED_WRAP":
         raise UsageError(f"--accelerate-config: fsdp_auto_wrap_policy {policy} is not known.")
-    if classes is not None and not isinstance(classes, str | list | tuple):
+    names = classes.split(",") if isinstance(classes, str) else classes or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UsageError(
             f"--accelerate-config: fsdp_transformer_layer_cls_to_wrap is {classes!r}, expected names of classes with "
             "commas between them."
         )
-    names = classes.split(",") if isinstance(classes, str) else list(classes or ())
     wanted = [name.strip() for name in names if name.strip()]
     return [f"wrap={'+'.join(wanted)}"] if wanted else []
 
 
+def _parameters(value: Any) -> int:
+    """The smallest number of a block; 1e8 and 100000000 are one, and so it is when the file does not say."""
+    try:
+        number = int(float(value or 1e8))
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise UsageError(f"--accelerate-config: fsdp_min_num_params is {value!r}, expected a number of parameters.")
+    return number
+
+
 def _of_sizes(section: dict[str, Any], suffix: str) -> str:
     fields = {name.removeprefix("parallelism_config_"): value for name, value in section.items()}
-    copies, shards, layers = (int(fields.pop(f"{name}_size", 1) or 1) for name in ("dp_replicate", "dp_shard", "tp"))
+
+    def size(name: str) -> int:
+        value = fields.pop(name, None)
+        return 1 if value is None else _count(f"parallelism_config_{name}", value)
+
+    copies, shards, layers = (size(f"{name}_size") for name in ("dp_replicate", "dp_shard", "tp"))
     for name, value in fields.items():
-        if name in ("cp_size", "sp_size") and int(value or 1) > 1:
+        if name in ("cp_size", "sp_size") and value is not None and _count(f"parallelism_config_{name}", value) > 1:
             raise UsageError(f"--accelerate-config: {name} {value} cannot be carried out: no plan cuts sequences.")
         if name not in ("cp_size", "sp_size") and not name.startswith(("cp_", "sp_")):
             raise UsageError(f"--accelerate-config: parallelism_config_{name} is no field that is known here.")
@@ -283,13 +316,15 @@ def _of_sizes(section: dict[str, Any], suffix: str) -> str:
 
 
 def _of_deepspeed(section: dict[str, Any], made: Translated) -> str:
+    told = section.get("zero_stage")  # 0 is a stage, and not "not said" as elsewhere
+    stage = 2 if told in (None, "auto") else _count("zero_stage", told, 0, 3)
     fields = {name: value for name, value in section.items() if value not in (None, "none", "auto", False)}
     if file := fields.get("deepspeed_config_file"):
         raise UsageError(
             f"--accelerate-config: deepspeed_config_file {file} is read by DeepSpeed alone. ZeRO shards as --plan fsdp "
             "does: say that instead."
         )
-    stage = fields.pop("zero_stage", 2)
+    fields.pop("zero_stage", None)
     fields.pop("gradient_accumulation_steps", None)
     options: list[str] = []
     for name in ("offload_param_device", "offload_optimizer_device"):

@@ -91,6 +91,8 @@ def _of_round(step: MeasuredStep, plan: ParallelPlan) -> int:
         return step.gradients
     if plan.kind == "diloco":
         return (5 if plan.settings["bits"] == 8 else 3) * step.gradients // int(plan.settings["fragments"])
+    if plan.kind == "async-ps":  # what was pulled, in parts and whole; and at a server, what arrives and its share
+        return 2 * step.parameters + 2 * -(-step.parameters // int(plan.settings["servers"]))
     return 0
 
 

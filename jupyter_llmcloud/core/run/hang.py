@@ -334,7 +334,9 @@ class HangRule:
     def _tell(self, report: HangReport, now: float) -> HangReport | None:
         if self._alarm is not None and (self._alarm.late, self._alarm.waiting) == (report.late, report.waiting):
             return None
-        grown = self._alarm is not None and set(self._alarm.late) >= set(report.late)
+        # Of those that were told fewer are late: no news. That nobody is late any more, and all wait, is.
+        before = self._alarm
+        grown = before is not None and bool(before.late) <= bool(report.late) and set(before.late) >= set(report.late)
         if self._alarm is None:
             self._alarm_at = now
         self._alarm = report

@@ -310,6 +310,8 @@ class RunLifecycle:
         if not self.stop_requested:
             self.stop_requested = True
             self._since = now
+            if self.rung >= Rung.INTERRUPT:  # a rank has failed, and the others are being let go
+                return self._reach(Rung.INTERRUPT, now)
             self.rung = Rung.CONSENSUS
             return [AskStep(self.running)]
         return self._reach(Rung(min(self.rung + 1, Rung.KILL)), now)
@@ -336,22 +338,21 @@ class RunLifecycle:
 
     def _next_rung(self) -> tuple[Rung, float] | None:
         """The next rung and when it is due, while nothing changes."""
+        due: dict[Rung, float] = {}
         if self.stop_requested:
-            released_at = (self._interrupted_at or self._since) + self.ladder.release_s
-            rungs = [
-                (Rung.INTERRUPT, self._since + self.ladder.interrupt_s),
-                (Rung.RELEASE, released_at),
-                (Rung.KILL, self._since + self.ladder.kill_s),
-            ]
-        elif self._failed_at is not None:
-            # A peer of a failed rank is let out of its collective and interrupted at once.
-            rungs = [
-                (Rung.RELEASE, self._failed_at + self.ladder.failure_release_s),
-                (Rung.KILL, self._failed_at + self.ladder.kill_s),
-            ]
-        else:
-            return None
-        return next((item for item in rungs if item[0] > self.rung), None)
+            due = {
+                Rung.INTERRUPT: self._since + self.ladder.interrupt_s,
+                Rung.KILL: self._since + self.ladder.kill_s,
+            }
+            if self._interrupted_at is not None:
+                due[Rung.RELEASE] = self._interrupted_at + self.ladder.release_s
+        if self._failed_at is not None and not (self.stop_requested and self._failed_at > self._since):
+            # A peer of a failed rank is let out of its collective and interrupted at once; a Stop makes that no later.
+            released_at = self._failed_at + self.ladder.failure_release_s
+            due[Rung.RELEASE] = min(released_at, due.get(Rung.RELEASE, released_at))
+            due[Rung.KILL] = self._failed_at + self.ladder.kill_s
+            due.pop(Rung.INTERRUPT, None)  # a release is one, too
+        return next((item for item in sorted(due.items()) if item[0] > self.rung), None)
 
     def _reach(self, rung: Rung, now: float) -> list[Instruction]:
         self.rung = max(self.rung, rung)
@@ -377,7 +378,11 @@ class RunLifecycle:
         dead = tuple(rank for rank, item in self._ranks.items() if item.state == "died")
         failed = any(item.state in ("failed", "died") and not item.is_left_out for item in self._ranks.values())
         culprit = self._culprit() if failed or not self._has_left_out else None
-        if self.stop_requested and (self.rung >= Rung.INTERRUPT or not failed or self._only_interrupted()):
+        was_failing = (
+            failed and self._failed_at is not None and self._failed_at < self._since
+        )  # before Stop was pressed
+        by_stop = self.rung >= Rung.INTERRUPT and not was_failing
+        if self.stop_requested and (by_stop or not failed or self._only_interrupted()):
             state = "stopped"
         else:
             state = "failed" if failed else "finished"

@@ -6,6 +6,7 @@ returns is then told as JSON too: `{"inputs": ["I liked it"]}` -> `{"outputs": [
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from jupyter_llmcloud.inference.open_inference.tensors import (
     to_json,
 )
 
+LITERAL_NAN = "literal_nan"  # a parameter of requests
 _TENSOR_FIELDS = {"name", "shape", "datatype", "data", "parameters"}
 
 
@@ -36,6 +38,7 @@ class InferRequest:
         value: any JSON value, in place of tensors.
         wanted: the outputs that are asked for, by name, and whether as binary data; empty: all.
         binary: whether outputs that are not named are told as binary data.
+        literal_nan: whether whoever asks reads NaN and Infinity in a JSON value, as Python does; else they are null.
     """
 
     id: str = ""
@@ -44,6 +47,7 @@ class InferRequest:
     parameters: dict[str, Any] = field(default_factory=dict)
     wanted: dict[str, bool] = field(default_factory=dict)
     binary: bool = False
+    literal_nan: bool = False
 
     @property
     def is_json(self) -> bool:
@@ -76,7 +80,7 @@ def parse(body: bytes, header_length: str | None = None) -> InferRequest:
     if tensors is None and length != len(body):
         raise InvalidInput("binary data goes with tensors only")
     value = read["inputs"] if tensors is None else None
-    return InferRequest(request_id, tensors, value, parameters, wanted, binary)
+    return InferRequest(request_id, tensors, value, parameters, wanted, binary, parameters.get(LITERAL_NAN) is True)
 
 
 def _header_length(text: str | None, limit: int) -> int:
@@ -178,7 +182,12 @@ def reply(asked: InferRequest, model: str, version: str, outputs: Mapping[str, T
 
 def json_reply(asked: InferRequest, model: str, version: str, value: Any) -> InferenceReply:
     """Any value that a model gave, as JSON. Raises TypeError for what JSON cannot carry."""
-    return InferenceReply(_encode({"model_name": model, "model_version": version, **_id(asked), "outputs": value}))
+    told = {"model_name": model, "model_version": version, **_id(asked), "outputs": value}
+    body = _encode(told)
+    if not asked.literal_nan or b"null" not in body:
+        return InferenceReply(body)
+    plainly = msgspec.to_builtins(told, enc_hook=plain, str_keys=True)
+    return InferenceReply(json.dumps(plainly, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def _id(asked: InferRequest) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jupyter_llmcloud.inference.engines.base import TokenLogprob
 from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, Delta
+from jupyter_llmcloud.inference.openai.chat.message_reader import MessageReader, ToldDelta
 from jupyter_llmcloud.inference.openai.detokenize import Detokenizer, PlacedLogprob, TextPiece
 from jupyter_llmcloud.inference.openai.responses import (
     DONE,
@@ -173,15 +174,16 @@ class CompletionAnswer:
 class _Message:
     """A message as it grows."""
 
-    parser: AnswerParser
+    reader: MessageReader
     content: str = ""
     reasoning: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[PlacedLogprob] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def add(self, delta: Delta) -> None:
+    def add(self, delta: Delta, logprobs: list[dict[str, Any]]) -> None:
         """What a piece adds."""
+        self.logprobs += logprobs
         self.content += delta.content
         self.reasoning += delta.reasoning
         if (call := delta.call) is not None:
@@ -207,7 +209,7 @@ class ChatAnswer:
         self._told = told
         self._vocabulary = vocabulary
         self._chunks = _Chunks("chat.completion.chunk", envelope, told)
-        self._messages = [_Message(new_parser()) for _ in range(num_choices)]
+        self._messages = [_Message(MessageReader(new_parser())) for _ in range(num_choices)]
 
     def opening(self, usage: TokenUsage) -> bytes:
         """The role of each choice, before any text."""
@@ -217,21 +219,17 @@ class ChatAnswer:
     def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """New text in chunks, and the end of a choice in a chunk of its own."""
         message = self._messages[index]
-        message.logprobs += piece.logprobs
-        deltas = message.parser.feed(piece.text)
-        if piece.finish_reason is not None:
-            deltas += message.parser.end()
-        for delta in deltas:
-            message.add(delta)
-        logprobs = self._logprobs(piece.logprobs)
-        if logprobs is not None and piece.logprobs and not deltas:
-            deltas = [Delta()]
+        entries = chat_logprobs(self._vocabulary, piece.logprobs) if self._told.logprobs else []
+        deltas = message.reader.read(piece, entries)
+        if not deltas and (rest := message.reader.rest()):  # of tokens that no text was told of yet
+            deltas = [ToldDelta(Delta(), rest)]
+        self._note_reasoning(usage)
         chunks = b""
-        for number, delta in enumerate(deltas):
-            told = logprobs if number == 0 and piece.logprobs else None
-            chunks += self._chunk(index, self._told_of(delta), told, usage)
+        for delta, logprobs in deltas:
+            message.add(delta, logprobs)
+            chunks += self._chunk(index, self._told_of(delta), self._logprobs(logprobs) if logprobs else None, usage)
         if piece.finish_reason is not None:
-            has_called = message.parser.num_calls and piece.finish_reason == "stop"
+            has_called = message.reader.parser.num_calls and piece.finish_reason == "stop"
             called = "function_call" if self._told.as_function else "tool_calls"
             message.finish_reason = called if has_called else piece.finish_reason
             chunks += self._chunk(index, {}, None, usage)
@@ -277,10 +275,12 @@ class ChatAnswer:
         entry = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._chunks.chunk(entry, usage)
 
-    def _logprobs(self, placed: Sequence[PlacedLogprob]) -> dict[str, Any] | None:
-        if not self._told.logprobs:
-            return None
-        return {"content": chat_logprobs(self._vocabulary, placed), "refusal": None}
+    def _logprobs(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        return {"content": list(entries), "refusal": None} if self._told.logprobs else None
+
+    def _note_reasoning(self, usage: TokenUsage) -> None:
+        counts = [count for message in self._messages if (count := message.reader.num_reasoning) is not None]
+        usage.num_reasoning = sum(counts) if counts else None
 
 
 def _told(delta: Delta) -> dict[str, Any]:

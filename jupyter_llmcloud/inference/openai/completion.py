@@ -93,7 +93,10 @@ class GenerationRequest:
         prompt = () if model.loaded.is_encoder_decoder else generation.prompt
         scores = generation.score_prompt
         num_scored = len(generation.prompt) - 1 if scores else 0
-        return Transcript(model.vocabulary, prompt, self.stops, self.visible, num_scored=num_scored, places_end=scores)
+        return Transcript(
+            model.vocabulary, prompt, self.stops, self.visible,
+            num_scored=num_scored, places_end=scores, min_tokens=generation.min_tokens,
+        )  # fmt: skip
 
 
 def _reseeded(sampling: Sampling, number: int) -> Sampling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,12 +62,18 @@ class StopStrings:
     def __init__(self, stops: Sequence[str], spelled: Sequence[str] = ()) -> None:
         self._stops = [(stop, any(special in stop for special in spelled)) for stop in stops]
         self._held: list[tuple[str, bool]] = []
+        self._num_passing = 0  # of what is held, from its beginning on: where no stop string may end
 
-    def feed(self, text: str, *, hidden: bool = False) -> tuple[str, bool]:
-        """The text that can be shown now, and whether a stop string was met (nothing may follow then)."""
+    def feed(self, text: str, *, hidden: bool = False, passes: bool = False) -> tuple[str, bool]:
+        """The text that can be shown now, and whether a stop string was met (nothing may follow then).
+
+        What `passes` is shown also where it is a stop string; it may only begin one that ends later.
+        """
         if not self._stops:
             return ("" if hidden else text), False
         self._held += [(character, not hidden) for character in text]
+        if passes:
+            self._num_passing = len(self._held)
         found = [position for stop in self._stops if (position := self._find(*stop)) is not None]
         if found:
             return self._show(min(found)), True
@@ -82,7 +89,8 @@ class StopStrings:
 
     def _find(self, stop: str, with_hidden: bool) -> int | None:
         text, places = self._seen(with_hidden)
-        position = text.find(stop)
+        first = bisect_left(places, self._num_passing) - len(stop) + 1  # where one begins that ends later
+        position = text.find(stop, max(0, first))
         return None if position < 0 else places[position]
 
     def _may_begin(self, stop: str, with_hidden: bool) -> int:
@@ -93,6 +101,7 @@ class StopStrings:
     def _show(self, count: int) -> str:
         shown = "".join(character for character, visible in self._held[:count] if visible)
         del self._held[:count]
+        self._num_passing = max(0, self._num_passing - count)
         return shown
 
 
@@ -113,7 +122,8 @@ class TextPiece:
     """Text that can be shown, with the log probabilities of the tokens that came in.
 
     `num_tokens` counts every token generated, an end-of-sequence token included; `scored` are the log probabilities
-    of the prompt's tokens from the second one on, with the first piece, where they were asked for.
+    of the prompt's tokens from the second one on, with the first piece, where they were asked for; `offsets` are where
+    in the answer each token that came in begins, without one that ends the sequence.
     """
 
     text: str
@@ -121,6 +131,7 @@ class TextPiece:
     num_tokens: int
     finish_reason: FinishReason | None
     scored: Sequence[TokenLogprob] = ()
+    offsets: Sequence[int] = ()
 
 
 class Transcript:
@@ -130,6 +141,7 @@ class Transcript:
         visible: special tokens that the text shows.
         num_scored: log probabilities of the prompt that the first batch brings.
         places_end: whether the token that ends the sequence has a log probability in the pieces, too.
+        min_tokens: no stop string ends the text within so many tokens.
     """
 
     def __init__(
@@ -141,10 +153,12 @@ class Transcript:
         *,
         num_scored: int = 0,
         places_end: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         self._decoder = Detokenizer(vocabulary, prompt, visible)
         self._num_scored = num_scored
         self._places_end = places_end
+        self._num_passing = min_tokens
         special = vocabulary.special.items()
         self._spelled = {token: text for token, text in special if any(text in stop for stop in stops)}
         self._stops = StopStrings(stops, list(self._spelled.values()))
@@ -161,7 +175,7 @@ class Transcript:
             text, stopped = self._step(batch.tokens[index])
             shown.append(text)
             if stopped:
-                return TextPiece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored)
+                return TextPiece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored, offsets)
         reason = batch.finish_reason
         if reason is not None:
             text, stopped = self._stops.feed(self._decoder.rest())
@@ -169,12 +183,14 @@ class Transcript:
             reason = "stop" if stopped else reason
             if self._places_end:
                 offsets += [self._decoder.num_characters] * (len(batch.tokens) - num_text)
-        return TextPiece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored)
+        return TextPiece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored, offsets)
 
     def _step(self, token: int) -> tuple[str, bool]:
+        passes = self._num_passing > 0
+        self._num_passing -= passes
         if (spelled := self._spelled.get(token)) is not None:
-            return self._stops.feed(spelled, hidden=True)
-        return self._stops.feed(self._decoder.step(token))
+            return self._stops.feed(spelled, hidden=True, passes=passes)
+        return self._stops.feed(self._decoder.step(token), passes=passes)
 
 
 def _placed(entries: Sequence[TokenLogprob], offsets: Sequence[int]) -> list[PlacedLogprob]:

@@ -121,7 +121,7 @@ def _chat_prompt(
         text = plain_template([message["content"] for message in messages])
         if must_fit:
             check_length(text, loaded, "messages")
-        return ChatPrompt(_checked(_text_to_continue(text, loaded), loaded, "messages"), text)
+        return ChatPrompt(_checked(_begun(text, loaded), loaded, "messages"), text)
     variables = _variables(request, tools if knows_tools(template) else [])
     try:
         text = _rendered(loaded.tokenizer, template, messages, variables, templates)
@@ -217,15 +217,19 @@ def _separate(prompt: str | list[Any], param: str) -> list[Any]:
 def _token_ids(item: str | list[int], loaded: LoadedModel, goes_on: bool) -> list[int]:
     if not isinstance(item, str):
         return item
-    return _text_to_continue(item, loaded) if goes_on else encode(loaded.tokenizer, item)
+    return _begun(item, loaded) if goes_on else encode(loaded.tokenizer, item)
 
 
-def _text_to_continue(text: str, loaded: LoadedModel) -> list[int]:
-    """A text with what the tokenizer puts before it. What it puts after it would end what shall go on."""
-    tokens = encode(loaded.tokenizer, text)
+def _begun(text: str, loaded: LoadedModel) -> list[int]:
     if loaded.is_encoder_decoder:  # an encoder is given a whole text, with its end
-        return tokens
-    return tokens[: len(tokens) - _num_put_after(loaded.tokenizer)]
+        return encode(loaded.tokenizer, text)
+    return text_to_continue(text, loaded.tokenizer)
+
+
+def text_to_continue(text: str, tokenizer: Any) -> list[int]:
+    """A text with what the tokenizer puts before it. What it puts after it would end what shall go on."""
+    tokens = encode(tokenizer, text)
+    return tokens[: len(tokens) - _num_put_after(tokenizer)]
 
 
 @lru_cache(maxsize=8)

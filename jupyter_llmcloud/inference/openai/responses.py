@@ -42,11 +42,13 @@ class TokenUsage:
 
     Attributes:
         num_reused: tokens of the prompts that did not have to be read again; None: not known.
+        num_reasoning: tokens of the answers that were reasoning; None: there could be none.
     """
 
     num_prompt: int = 0
     num_generated: int = 0
     num_reused: int | None = None
+    num_reasoning: int | None = None
 
     def body(self) -> dict[str, Any]:
         """OpenAI's names for it."""
@@ -57,6 +59,8 @@ class TokenUsage:
         }
         if self.num_reused is not None:
             told["prompt_tokens_details"] = {"cached_tokens": self.num_reused}
+        if self.num_reasoning is not None:
+            told["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning}
         return told
 
     def input_output(self) -> dict[str, Any]:
@@ -65,7 +69,7 @@ class TokenUsage:
             "input_tokens": self.num_prompt,
             "input_tokens_details": {"cached_tokens": self.num_reused or 0},
             "output_tokens": self.num_generated,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self.num_reasoning or 0},
             "total_tokens": self.num_prompt + self.num_generated,
         }
 

@@ -72,7 +72,7 @@ def push(names: list[str], namespace: dict[str, Any], ranks: str | None = None) 
     if missing:
         raise UsageError(f"%push {missing[0]}: there is no variable {missing[0]!r} in this notebook.")
     world = _world()
-    chosen = parse_ranks(ranks, world.world_size) if ranks else ()
+    chosen = parse_ranks(ranks, world.world_size) if ranks is not None else ()
     with said_when_stopped("%push was stopped. Some ranks may have the variables already, others not."):
         world.push({name: namespace[name] for name in names}, chosen)
 

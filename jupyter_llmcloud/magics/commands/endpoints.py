@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from jupyter_llmcloud.magics.commands.serve_variable import (
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
+from jupyter_llmcloud.magics.serving.as_asked import say_what_stays
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
@@ -79,15 +81,15 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
 
         return serve_object(target, options.pop("name", None), progress=progress, **options)
     target = str(target)
-    spec = EndpointSpec.make(options, Interface.NOTEBOOK)
+    EndpointSpec.make(options, Interface.NOTEBOOK)
     if (variable := _variable(target, options)) is not None:
         if isinstance(variable.value, RunHandle):
             return serve(variable.value, progress=progress, **options)
         return serve_variable(variable, _shell(), serve, progress=progress, **options)
     if options.pop("tokenizer", None) is not None:
         raise UsageError(f"--tokenizer is for a TARGET that is a variable, and {target} is a run or a folder.")
-    server, asked = session.current().server, {name: getattr(spec, name) for name in options}
-    began = time.monotonic()
+    server = session.current().server
+    began, asked = time.monotonic(), options
     options = {**options, "cluster": options.get("cluster") or session.current().cluster}
     while True:
         try:
@@ -103,11 +105,7 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
             if progress is not None:
                 progress(f"waiting: {error} {time.monotonic() - began:.0f} s")
             time.sleep(WAIT_S)
-    if different := _not_as_asked(record, asked):
-        print(
-            f"{record['name']} was served already, and stays as it is: {different}. %endpoints scale changes the "
-            f"replicas; for the rest, %endpoints stop {record['name']} comes first."
-        )
+    say_what_stays(record, asked)
     while record["state"] == "starting":
         if progress is not None:
             reason = f" ({shown(record['reason'])})" if record.get("reason") else ""
@@ -119,24 +117,6 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
     return Endpoint(record["name"], server, record["kind"], record.get("inputs", ""))
 
 
-_TOLD_AS = {"memory": "memory_bytes", "kv_cache": "cache_bytes"}
-_COMPARED = (
-    "dtype", "engine", "max_model_len", "max_concurrent", "threads", "cores", "memory", "kv_cache", "devices",
-    "priority", "keep_requests", "keep_previous",
-)  # fmt: skip
-
-
-def _not_as_asked(record: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Options that an endpoint which answers already does not have as they were asked for: none of a new one."""
-    low, high = record["min_replicas"], record["max_replicas"]
-    now = {name: record[_TOLD_AS.get(name, name)] for name in _COMPARED}
-    now["replicas"] = record["num_replicas"] if high is None else f"{low}:{high}"
-    differing = [name for name in asked if name in now and asked[name] != now[name]]
-    return ", ".join(
-        f"--{name.replace('_', '-')} is {'not set' if now[name] in (None, False) else now[name]}" for name in differing
-    )
-
-
 def _variable(target: str, options: Mapping[str, Any]) -> NamedVariable | None:
     """The variable that a target names, where it names nothing else: a run, a folder, or an endpoint of another one."""
     shell = _shell()
@@ -146,6 +126,10 @@ def _variable(target: str, options: Mapping[str, Any]) -> NamedVariable | None:
         if found.role:
             print(f"{target} is a variable {found.where}, too. What is served is the run or the folder of that name.")
         return None
+    if isinstance(found.value, RunHandle):
+        return found
+    if not options.get("name") and not NAME_PATTERN.fullmatch(target):
+        raise UsageError(f"an endpoint cannot be called {target!r}: say --name NAME, in letters of ASCII.")
     try:
         known = session.current().server.endpoint(options.get("name") or target)
     except NotFound:
@@ -162,9 +146,9 @@ def _shell() -> Any:
 
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
-    folder = Path(target).expanduser()
+    folder = Path(os.path.expanduser(target))
     if options.get("base_model"):
-        options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
+        options = {**options, "base_model": str(Path(os.path.expanduser(options["base_model"])).absolute())}
     if not NAME_PATTERN.fullmatch(target):
         return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
     try:

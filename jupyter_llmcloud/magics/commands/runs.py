@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.metrics.wording import not_finite_word
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.options import Option, Syntax, integer, number, parse, split, take_verb
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
-from jupyter_llmcloud.core.output.numerals import format_number
+from jupyter_llmcloud.core.output.numerals import format_number, format_step
 from jupyter_llmcloud.core.output.paths import shorten
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago, span
@@ -173,7 +173,7 @@ def show(name: str) -> RunReport:
 
 
 def _as_row(alert: Mapping[str, Any]) -> str:
-    where = f" at step {alert['step']:g}" if "step" in alert and "step" not in alert["text"] else ""
+    where = f" at step {format_step(alert['step'])}" if "step" in alert and "step" not in alert["text"] else ""
     return f"{alert['detector']}{where}: {alert['text']} ({alert['evidence']})"
 
 

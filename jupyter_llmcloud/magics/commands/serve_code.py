@@ -20,6 +20,7 @@ from jupyter_llmcloud.errors import ModelError, ServerError, UsageError
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.serving import kernel_models
+from jupyter_llmcloud.magics.serving.as_asked import say_what_stays
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import current_number
@@ -81,6 +82,7 @@ def _serve_folder(name: str, folder: Path, progress: Progress | None, options: d
     server = session.current().server
     known = next((row for row in server.endpoints() if row["name"] == name), None)
     if known is not None and known["state"] in ("starting", "ready") and kernel_models.is_kept(known["model"]):
+        say_what_stays(known, options)
         record = wait_for_revision(server, server.update_endpoint(name, str(folder)), progress)
         return Endpoint(record["name"], server, record["kind"])
     options = {**options, "name": name, "cluster": options.get("cluster") or session.current().cluster}

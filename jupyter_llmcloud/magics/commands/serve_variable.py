@@ -17,6 +17,7 @@ from jupyter_llmcloud.core.serving.models.variable_role import CODE, MODEL, TOKE
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics.commands.serve_code import serve_object
 from jupyter_llmcloud.magics.serving import kernel_models
+from jupyter_llmcloud.magics.serving.as_asked import say_what_stays
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
@@ -88,7 +89,7 @@ def takes_place_of(variable: str, endpoint: Mapping[str, Any]) -> bool:
 
 def run_name(variable: str) -> str:
     """How the run is called that saves a variable of the ranks."""
-    return f"serve-{variable}"[:128]
+    return f"serve-{''.join(char if char.isascii() else f'u{ord(char):x}' for char in variable)}"[:128]
 
 
 def serve_variable(
@@ -158,16 +159,17 @@ def _serve_saved(
     is_served = known is not None and known["state"] in ("starting", "ready") and takes_place_of(variable, known)
     if known is None or not is_served:
         return serve_run(run_name(variable), name=name, progress=progress, **options)
+    say_what_stays(known, options)
     record = wait_for_revision(server, server.update_endpoint(name, run_name(variable)), progress)
     return Endpoint(record["name"], server, record["kind"])
 
 
 def is_run_or_folder(target: str) -> bool:
     """Whether something older than a variable has this name: a run, or a folder that is here."""
-    if not NAME_PATTERN.fullmatch(target):
-        return True
     if Path(target).is_dir():
         return True
+    if not NAME_PATTERN.fullmatch(target):  # as no run is called: `_model`, `modèle`
+        return False
     try:
         session.current().server.run(target)
     except NotFound:

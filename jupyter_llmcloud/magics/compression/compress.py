@@ -16,7 +16,7 @@ from jupyter_llmcloud.client.model_work.compressing import (
     export_model,
     make_models,
 )
-from jupyter_llmcloud.client.model_work.texts import texts_of_file
+from jupyter_llmcloud.client.model_work.texts import named_file, texts_of_file
 from jupyter_llmcloud.client.stop_signal import said, swallow_more_presses
 from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT, CompressSpec, ExportSpec
 from jupyter_llmcloud.core.options import parse, split
@@ -103,12 +103,11 @@ def _texts(given: str | None, option: str) -> tuple[list[str] | None, str]:
     """The texts that an option names, and what they are; (None, "") when it is left out."""
     if given is None:
         return None, ""
-    path = Path(given).expanduser()
-    if path.is_file():
+    if (path := named_file(given)) is not None:
         return texts_of_file(path), path.name
     variables: Mapping[str, Any] = _shell().user_ns if given.isidentifier() else {}
     if given not in variables:
-        raise UsageError(f"{option} {given!r} is neither a file nor a variable of this notebook.")
+        raise UsageError(f"{option} {given[:200]!r} is neither a file nor a variable of this notebook.")
     return _as_texts(variables[given], option), f"the variable {given}"
 
 
@@ -125,9 +124,11 @@ def _is_list(value: Any) -> bool:
 
 def _as_texts(value: Any, option: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
-    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
-        return list(texts)
-    raise UsageError(f"{option} is a text or a list of texts, not {type(value).__name__}.")
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{option} is a text or a list of texts, not {type(value).__name__}.")
+    if not any(text.strip() for text in texts):
+        raise UsageError(f"{option}: there is no text in what was given.")
+    return list(texts)
 
 
 def export(target: str | Path | RunHandle, to: str, *, progress: Tell | None = None, **options: Any) -> ExportedModel:

@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
+from jupyter_llmcloud.core.output.numerals import format_step
 from jupyter_llmcloud.core.run.comparison import RunDifferences
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.session import session
@@ -30,7 +31,7 @@ class ComparisonReport:
         self.verdict = verdict
         rows: list[tuple[object, ...]] = [(name, *map(_shown, values), "") for name, values in comparison.facts]
         for name, last, step in comparison.metrics:
-            apart = "the same" if step is None else f"apart from step {step:g}"
+            apart = "the same" if step is None else f"apart from step {format_step(step)}"
             rows.append((f"{name} (last)", *map(_shown, last), apart))
         self.table = Table(["", *comparison.runs, ""], rows, "Nothing differs, and no metrics were logged.")
 
@@ -81,7 +82,7 @@ def verdict(comparison: RunDifferences) -> str:
     if not apart:
         return f"Reproduced: every value of {', '.join(name for name, _, _ in comparison.metrics)} is the same."
     first = min(apart, key=lambda name: apart[name])
-    return f"Not reproduced: {first} differs from step {apart[first]:g} on."
+    return f"Not reproduced: {first} differs from step {format_step(apart[first])} on."
 
 
 def as_dict(comparison: RunDifferences) -> Mapping[str, Any]:

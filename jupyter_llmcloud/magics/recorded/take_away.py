@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import parse_script_file
@@ -14,7 +15,7 @@ def export(name: str, file: str) -> Path:
 
     Raises UsageError that names what cannot go along, and the way out.
     """
-    path = Path(parse_script_file(str(file))).expanduser()
+    path = Path(os.path.expanduser(parse_script_file(str(file))))
     script = recorded.exported(RunStore(), name, str(file))
     recorded.write(script, path)
     print(f"{path} gives the losses of {name} with any of", *(f"    {line}" for line in script.launches), sep="\n")

@@ -96,14 +96,14 @@ class Endpoint:
         choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
         texts = [str(choice["text"]) for choice in choices]
         n = params.get("n")
-        if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
+        if isinstance(prompt, str) or (len(prompt) and all(isinstance(part, int) for part in prompt)):
             return texts if n is not None else texts[0]
         return texts if n is None else [texts[at : at + n] for at in range(0, len(texts), n)]
 
     def chat(self, messages: str | Sequence[dict[str, Any]], stream: bool = False, **params: Any) -> Any:
         """The model's reply to a text or a list of messages; with `stream` an iterator over its pieces.
 
-        With `n` it is a list of so many replies.
+        With `n` it is a list of so many replies. A reply that is nothing but calls of tools has no text: None.
         """
         rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {"messages": rows, **params}
@@ -111,7 +111,7 @@ class Endpoint:
             return self._stream("chat/completions", body)
         answer = self._ask("chat/completions", body)
         choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
-        texts = [str(choice["message"]["content"]) for choice in choices]
+        texts = [choice["message"]["content"] for choice in choices]
         return texts if params.get("n") is not None else texts[0]
 
     # --- changing it while it answers: as %endpoints does ---
@@ -301,7 +301,7 @@ class Endpoint:
         text = self._client.feedback_dataset(self.name)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = [json.loads(line) for line in text.split("\n") if line]
         wanted = [row for row in self._client.feedback(self.name, 100_000) if is_wanted(row)]
         if (num_lost := len(wanted) - len(rows)) > 0:
             print(
@@ -390,7 +390,7 @@ class Endpoint:
 
         response = self._send(request, stream=True)
         try:
-            for line in response.iter_lines():
+            for line in _lines(response):
                 if not line.startswith("data:"):
                     continue
                 data = line.removeprefix("data:").strip()
@@ -493,7 +493,7 @@ def _as_others_reach(url: str) -> str:
 
 def as_target(target: str) -> str:
     """A folder that is here by its whole path: the server has another folder to begin from."""
-    folder = Path(target).expanduser()
+    folder = Path(os.path.expanduser(target))
     return str(folder.absolute()) if folder.is_dir() or not NAME_PATTERN.fullmatch(target) else target
 
 
@@ -524,6 +524,15 @@ def _refusal(response: httpx.Response) -> LLMCloudError:
     except (ValueError, KeyError, TypeError):
         message = f"the endpoint answered with status {response.status_code}."
     return _ERRORS.get(response.status_code, ServerError)(str(message))
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Ended by line feeds alone: httpx ends them also at what JSON leaves as it is, such as U+2028 in a text."""
+    rest = b""
+    for data in response.iter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in lines)
+    yield rest.decode("utf-8", "replace")
 
 
 def _pieces(event: dict[str, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ def request(inputs: Any, parameters: Mapping[str, Any] | None) -> tuple[bytes, d
     more: dict[str, Any] = {"parameters": dict(parameters)} if parameters else {}
     arrays = _arrays(inputs)
     if arrays is None:
+        more["parameters"] = {**more.get("parameters", {}), "literal_nan": True}
         try:
             body = json.dumps({"inputs": inputs, **more}, allow_nan=False).encode()
         except (TypeError, ValueError) as error:

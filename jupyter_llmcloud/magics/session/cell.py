@@ -90,7 +90,7 @@ def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
         tree = ast.parse(transformed)
         compile(transformed, cell.filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError as error:
-        lines = cell.code.splitlines()
+        lines = cell.code.split("\n")
         line = error.lineno or 1
         if error.text is None and line <= len(lines):  # of what only the compiler refuses
             error.text = lines[line - 1]
@@ -127,7 +127,7 @@ def definitions_of(code: str) -> str:
         if names and alone and once and _needed_at_once(node) <= known:
             known |= names
             kept.update(_lines(node))
-    return "\n".join(line if number in kept else "" for number, line in enumerate(code.splitlines(), 1)).rstrip()
+    return "\n".join(line if number in kept else "" for number, line in enumerate(code.split("\n"), 1)).rstrip()
 
 
 def _lines(node: ast.stmt) -> range:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 POLL_S = 0.05
+GONE_S = 1.0
 ALIVE_S = 2.0  # how often the server is asked whether the agent of a run that goes on is there
 
 
@@ -38,18 +39,26 @@ class RunHandle:
         self._server = server
         self._is_lost = False
         self._asked_at = time.monotonic()
+        self._seen_at = time.monotonic() if self.folder.exists else None
 
     @property
     def record(self) -> RunRecord:
         """Its `run.json` as it is now; queued when it has not begun."""
         try:
-            return self.folder.read()
+            record = self.folder.read()
         except NotFound:
-            return RunRecord(self.run_id, self.run_id)
+            return RunRecord(self.run_id, self.run_id, "deleted" if self._is_deleted else "queued")
+        self._seen_at = time.monotonic()
+        return record
+
+    @property
+    def _is_deleted(self) -> bool:
+        """Whether its record was there, and is no more; not for the moment in which a copy takes its place."""
+        return self._seen_at is not None and time.monotonic() > self._seen_at + GONE_S
 
     @property
     def state(self) -> str:
-        """As its record says; lost, where nobody leads it any more."""
+        """As its record says; lost, where nobody leads it any more; deleted, where that was done."""
         return "lost" if self._is_lost else self.record.state
 
     def done(self) -> bool:
@@ -94,6 +103,8 @@ class RunHandle:
                 place=first.get("place", ""),
                 local_variables=first.get("locals"),
             )
+        if record.state == "deleted":
+            raise NotFound(f"run {self.run_id} was deleted.")
         if record.state == "stopped":
             raise CancelledError(f"run {self.run_id} was stopped.")
         if self.state == "lost":
@@ -150,14 +161,14 @@ class RunHandle:
         return self.folder.alerts()
 
     def metrics(self) -> pandas.DataFrame:
-        """A row per logged dict: rank, step, time and the values. Needs pandas."""
+        """A row per logged dict: rank, step, time `t` and the values. Needs pandas.
+
+        A value that is itself called rank or t is in the column `rank (logged)`; so is one called step, where the row
+        has a step.
+        """
         import pandas
 
-        rows = [
-            {"rank": rank, "step": record.get("step"), "t": record["t"], **record["values"]}
-            for rank, record in self.folder.records("metrics")
-            if "values" in record
-        ]
+        rows = [_row(rank, record) for rank, record in self.folder.records("metrics") if "values" in record]
         frame = pandas.DataFrame(rows)
         values = [column for column in frame.columns if column not in ("rank", "t")]
         return frame.assign(**{column: pandas.to_numeric(frame[column], errors="coerce") for column in values})
@@ -232,6 +243,11 @@ class RunHandle:
 
     def __repr__(self) -> str:
         return f"<run {self.run_id}: {self.state}>"
+
+
+def _row(rank: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"rank": rank, "step": record.get("step"), "t": record["t"]}
+    return row | {(name if row.get(name) is None else f"{name} (logged)"): v for name, v in record["values"].items()}
 
 
 def named(target: Any) -> str:

@@ -337,7 +337,8 @@ class WorldClient:
         if channel is not None:
             self.channel = channel
         if ended is not None and ended.state == "finished" and cell.pull:
-            return replace(ended, payload=cloudpickle.dumps(self.pull(cell.pull)))
+            first = cell.ranks[0] if cell.ranks else 0
+            return replace(ended, payload=cloudpickle.dumps(self.pull(cell.pull, first)))
         return ended
 
     def _take(self, message: Message | None, run_id: str, view: RunDisplay, stop: StopSignal) -> RunEnded | None:

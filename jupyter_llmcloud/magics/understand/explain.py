@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class ExplainMagics(Magics):
             asked = _variable(given.pop("input"), variables, "--input")
         served = variables.get(model)
         for name in ("adversarial", "outside"):
-            if name in given and not Path(given[name]).expanduser().exists():
+            if name in given and not os.path.exists(os.path.expanduser(given[name])):
                 value = _variable(given[name], variables, f"--{name}")
                 given[name] = [value] if isinstance(value, str) else value
         line_of_progress = ProgressLine()

@@ -46,6 +46,11 @@ class CopiedAnswers:
         self._copy = CapturingSink(sink)
         return self._copy
 
+    def keep_again(self, request: GatewayRequest, found: CachedAnswer) -> None:
+        """What is given again is an answer to this request, too."""
+        if self._keeper is not None:
+            self._keeper.keep(request, self._endpoint, found.body)
+
     def keep(self, request: GatewayRequest) -> None:
         """The answer is over."""
         answer = self._copy.answer() if self._copy is not None else None

@@ -101,16 +101,20 @@ class RowAsker:
         self._state = state
         self._log = log
 
+    def endpoint_of(self, model: str) -> str:
+        """The endpoint that is asked for a model: for an adapter, too, also for one that is not there."""
+        return self._endpoints.endpoint_of(model).partition(":")[0]
+
     def has(self, models: list[str]) -> bool:
-        """Whether this server has all these endpoints."""
+        """Whether this server has all these endpoints, or models."""
         return all(self._find(model) is not None for model in models)
 
-    def may_ask(self, key_id: str | None, model: str) -> bool:
+    def may_ask(self, key_id: str | None, endpoint: str) -> bool:
         """Whether the key of a batch is valid still and opens this endpoint; a Jupyter user may ask them all."""
         if key_id is None:
             return True
         key = self._state.key(key_id)
-        return key is not None and key.is_valid(time.time()) and may_infer(key.scopes, model)
+        return key is not None and key.is_valid(time.time()) and may_infer(key.scopes, endpoint)
 
     def places(self, models: list[str]) -> tuple[int, int]:
         """(places of the ready replicas, requests that wait for one) over these endpoints."""
@@ -127,7 +131,8 @@ class RowAsker:
             return _refused(request_id, ApiError(404, why, param="model", code="model_not_found"))
         sink, open_request = _Collected(), OpenRequest(key_id=key_id)
         body = msgspec.json.encode(row.body)
-        shape = shape_of(body, owner)  # as its other requests are routed: all of them to one revision
+        # As its other requests are routed: all of them to one revision.
+        shape = shape_of(body, owner, endpoint.adapter_of(row.model))
         try:
             open_request.reservation = self._reserve(key_id, shape)
         except ApiError as error:
@@ -157,7 +162,7 @@ class RowAsker:
 
     def _find(self, model: str) -> EndpointController | None:
         try:
-            endpoint = self._endpoints.get(model)
+            endpoint = self._endpoints.get(self._endpoints.endpoint_of(model))
         except NotFound:
             return None
         return endpoint if endpoint.is_active or endpoint.state == "failed" else None

@@ -34,11 +34,15 @@ LOOK_EVERY_S = 0.25
 class Asker(Protocol):
     """What answers rows."""
 
-    def has(self, models: list[str]) -> bool:
-        """Whether these endpoints are here."""
+    def endpoint_of(self, model: str) -> str:
+        """The endpoint that is asked for a model, which may be one of its adapters."""
         ...
 
-    def may_ask(self, key_id: str | None, model: str) -> bool:
+    def has(self, models: list[str]) -> bool:
+        """Whether these endpoints are here, or models."""
+        ...
+
+    def may_ask(self, key_id: str | None, endpoint: str) -> bool:
         """Whether the batch may ask this endpoint."""
         ...
 
@@ -96,7 +100,7 @@ class BatchRunner:
     # --- before ---
 
     def _validate(self) -> None:
-        batch, models, seen = self.batch, dict[str, None](), set[str]()
+        batch, models, seen = self.batch, dict[str, str](), set[str]()
         for number, line in self._folder.rows():
             try:
                 if number >= MAX_ROWS:
@@ -116,19 +120,21 @@ class BatchRunner:
             )
         if batch.errors:
             return self._end("failed")
-        batch.models, batch.num_rows = list(models), len(seen)
+        batch.models, batch.num_rows = list(dict.fromkeys(models.values())), len(seen)
         batch.status, batch.began = "in_progress", time.time()
         self._folder.save(batch)
         return None
 
-    def _check_model(self, model: str, models: dict[str, None]) -> None:
+    def _check_model(self, model: str, models: dict[str, str]) -> None:
+        """Raise RowRefused, or note its endpoint."""
         if model in models:
             return
-        if not self._asker.may_ask(self.batch.key_id, model):
+        endpoint = self._asker.endpoint_of(model)
+        if not self._asker.may_ask(self.batch.key_id, endpoint):
             raise RowRefused("scope_missing", f"the key of this batch may not ask model {model!r:.140}.", "body.model")
         if not self._asker.has([model]):
             raise RowRefused("model_not_found", f"there is no model {model!r:.140} here.", "body.model")
-        models[model] = None
+        models[model] = endpoint
 
     # --- the rows ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def _as_name(text: str) -> str:
 
 
 def _absolute(path: str, root_dir: Path | None) -> Path:
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     return given if given.is_absolute() else (root_dir or Path.cwd()) / given
 
 

@@ -89,7 +89,7 @@ class EndpointRegistry:
                 return running
             raise
         name = check_name(spec.name or (target if spec.follow else folder.name), "endpoint")
-        known = self._endpoints.get(name)
+        known = await self._alone(name)
         if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
             self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
             return known
@@ -109,6 +109,17 @@ class EndpointRegistry:
         endpoint.open()
         self._follow(endpoint)
         return endpoint
+
+    async def _alone(self, name: str) -> EndpointController | None:
+        """The endpoint of this name; one that has failed, when nothing is left of it.
+
+        Until then it still writes down how its replicas end, which would be taken for what comes after it.
+        """
+        while (known := self._endpoints.get(name)) is not None and not known.is_active:
+            await known.ended()
+            if self._endpoints.get(name) is known:
+                break
+        return known
 
     def _replace(self, endpoint: EndpointController, new: Revision) -> None:
         current = endpoint.stored.current
@@ -236,7 +247,7 @@ class EndpointRegistry:
             before, current = endpoint.stored.revisions, endpoint.stored.current
             revisions = _that_are_there(before)
             new = dataclasses.replace(
-                current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
+                current, number=rollout.next_number(before), model=str(folder.path), target=target, note="",
                 fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
                 source=folder.source, step=step,
             )  # fmt: skip
@@ -337,7 +348,8 @@ class EndpointRegistry:
         endpoint = self.get(name)
         if endpoint.is_active:
             await endpoint.stop()
-        elif self._endpoints.pop(name, None) is not None:
+        elif await self._alone(name) is endpoint:
+            del self._endpoints[name]
             self._records.delete(name)
             await asyncio.to_thread(self._records.remove_unneeded)
         return endpoint.describe()

@@ -12,6 +12,7 @@ from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.names import parse_script_file
 from jupyter_llmcloud.core.options import number
 from jupyter_llmcloud.core.output.columns import format_table
+from jupyter_llmcloud.core.output.numerals import format_step
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -25,7 +26,7 @@ def add_records(verbs: Any) -> None:
     command.add_argument("names", metavar="NAME", nargs="+")
     command.add_argument("--tolerance", default="0", metavar="X", help="values of metrics are the same within this (0)")
     command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
-    command.set_defaults(run=_compare, noun="runs")
+    command.set_defaults(run=_compare, noun="runs", more="names")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -51,7 +52,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     rows = [[fact["name"], *map(_shown, fact["values"]), ""] for fact in found["facts"]]
     for metric in found["metrics"]:
         step = metric["apart_from"]
-        apart = "the same" if step is None else f"apart from step {step:g}"
+        apart = "the same" if step is None else f"apart from step {format_step(step)}"
         rows.append([f"{metric['name']} (last)", *map(_shown, metric["last"]), apart])
     print(format_table(["", *found["runs"], ""], rows))
     for difference in filter(None, found["code"]):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from jupyter_llmcloud.core.names import short_name
+from jupyter_llmcloud.core.output.numerals import format_step
 from jupyter_llmcloud.protocol.http.events import (
     Mark,
     Phase,
@@ -101,7 +102,8 @@ def marks_of(record: RunRecord, marks: Sequence[Mapping[str, Any]], reports: Seq
     for name, bad in record.not_finite.items():
         if name in marked:
             continue
-        text = f"{short_name(name)}: {bad['count']:,} values were NaN or infinite, first at step {bad['first']:g}"
+        first = format_step(bad["first"])
+        text = f"{short_name(name)}: {bad['count']:,} values were NaN or infinite, first at step {first}"
         found.append(Mark(t=record.ended or record.created, kind="alert", text=text, step=bad["first"]))
     return sorted(found, key=lambda mark: mark.t)[-MAX_MARKS:]
 

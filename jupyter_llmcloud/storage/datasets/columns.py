@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
@@ -17,15 +17,23 @@ def typed(values: list[Any], wanted: Any) -> Any:
 
     try:
         found = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        if not _holds_map(wanted):  # of which pyarrow makes no type by itself
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        if holds(pa.types.is_map, wanted):  # of which pyarrow makes no type by itself
+            return pa.array(values, wanted)
+        if not (isinstance(error, OverflowError) and holds(pa.types.is_uint64, wanted)):  # nor of these
             raise
-        return pa.array(values, wanted)
+        return _fitted(values, pa.array(_small(values)).type, wanted)
     if found.type == wanted:
         return found
     if pa.types.is_floating(found.type) and pa.types.is_integer(wanted):
         return found.cast(wanted)  # which refuses fractions
-    if lost := lost_in(found.type, wanted):
+    return _fitted(values, found.type, wanted)
+
+
+def _fitted(values: list[Any], found: Any, wanted: Any) -> Any:
+    import pyarrow as pa
+
+    if lost := lost_in(found, wanted):
         raise ValueError(f"{lost} would be lost")
     return pa.array(values, wanted)
 
@@ -66,7 +74,12 @@ def table_of(rows: Sequence[dict[str, Any]], known: Any = None) -> Any:
         at = known.get_field_index(str(name)) if known is not None else -1
         try:
             columns[str(name)] = _as_in_its_file(values, known.field(at).type) if at >= 0 else pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OverflowError) as error:
+        except OverflowError:
+            raise UsageError(
+                f"the column {name!r} holds whole numbers beyond 2**63 - 1. Make text of them, in "
+                "the source or by a step."
+            ) from None
+        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
             raise UsageError(
                 f"the column {name!r} holds values of several types: {error}. Bring it to one type by a step."
             ) from None
@@ -102,11 +115,23 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _holds_map(kind: Any) -> bool:
+def holds(is_kind: Callable[[Any], bool], kind: Any) -> bool:
+    """Whether a type, or one inside it, is of a kind."""
     import pyarrow as pa
 
-    if pa.types.is_map(kind):
+    if is_kind(kind):
         return True
     if _is_list(kind):
-        return _holds_map(kind.value_type)
-    return bool(pa.types.is_struct(kind)) and any(_holds_map(field.type) for field in kind)
+        return holds(is_kind, kind.value_type)
+    if pa.types.is_map(kind):
+        return holds(is_kind, kind.item_type)
+    return bool(pa.types.is_struct(kind)) and any(holds(is_kind, field.type) for field in kind)
+
+
+def _small(value: Any) -> Any:
+    """The same with small numbers in place of those beyond 64 bits with a sign: for the type of everything else."""
+    if isinstance(value, dict):
+        return {name: _small(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_small(inner) for inner in value]
+    return 0 if isinstance(value, int) and value.bit_length() > 63 else value

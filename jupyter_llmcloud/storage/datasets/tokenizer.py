@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _source(function: Any) -> bytes:
 
 
 def _from_name(name: str) -> tuple[Tokenizer, Any]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
         eos = _configured(file.parent)

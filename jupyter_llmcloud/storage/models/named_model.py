@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
@@ -19,7 +20,7 @@ def named_model(target: str) -> tuple[Path, RunFolder | None]:
             missing = str(error)
         else:
             return _saved_by(run), run
-    folder = Path(target).expanduser()
+    folder = Path(os.path.expanduser(target))
     if not target or "\0" in target or not folder.is_dir():
         raise NotFound(f"{missing} Nor is there a folder {target!r}.")
     return folder.resolve(), None

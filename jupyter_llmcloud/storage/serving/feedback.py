@@ -16,6 +16,7 @@ from typing import Any
 
 from jupyter_llmcloud import config
 
+_RESPONSES = "responses"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS kept (
     request_id TEXT PRIMARY KEY, t REAL, endpoint TEXT, revision TEXT, route TEXT, request BLOB, answer BLOB);
@@ -168,8 +169,26 @@ def _asked(kept: KeptRequest | None) -> Any:
     if kept is None:
         return None
     body = json.loads(kept.request)
+    if kept.route == _RESPONSES:
+        return _conversation(body)
     asked = body.get("messages") or body.get("prompt")
+    if isinstance(asked, list) and len(asked) == 1 and isinstance(asked[0], str):
+        return asked[0]
     return asked if isinstance(asked, str) or (isinstance(asked, list) and _are_messages(asked)) else None
+
+
+def _conversation(body: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The messages that a response answers; None where it goes on from another one, or from calls of tools."""
+    given = body.get("input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
+    if body.get("previous_response_id") or any(item.get("type", "message") != "message" for item in items):
+        return None
+    first = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
+    return [*first, *({"role": item["role"], "content": _plain_text(item["content"])} for item in items)]
+
+
+def _plain_text(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _are_messages(rows: list[Any]) -> bool:
@@ -180,14 +199,26 @@ def _answered(kept: KeptRequest | None) -> str | None:
     """The text of the first choice, also of a stream."""
     if kept is None:
         return None
-    if not kept.answer.startswith(b"data:"):
-        return _text(json.loads(kept.answer), "message")
-    texts = []
-    for line in kept.answer.split(b"\n"):
+    is_stream = kept.answer.startswith((b"data:", b"event:"))
+    told = list(_events(kept.answer)) if is_stream else [json.loads(kept.answer)]
+    if kept.route == _RESPONSES:
+        return _said(told[-1].get("response", told[-1])) if told else None
+    texts = [_text(body, "delta" if is_stream else "message") for body in told]
+    # One that only calls a tool has said nothing: that is no answer to learn.
+    return "".join(text for text in texts if text) or None
+
+
+def _events(stream: bytes) -> Iterator[dict[str, Any]]:
+    for line in stream.split(b"\n"):
         data = line.removeprefix(b"data:").strip()
         if line.startswith(b"data:") and data.startswith(b"{"):
-            texts.append(_text(json.loads(data), "delta") or "")
-    return "".join(texts)
+            yield json.loads(data)
+
+
+def _said(response: dict[str, Any]) -> str | None:
+    """The text of a response's messages."""
+    texts = [_plain_text(item["content"]) for item in response.get("output", ()) if item.get("type") == "message"]
+    return "".join(texts) if texts else None
 
 
 def _text(body: dict[str, Any], part: str) -> str | None:

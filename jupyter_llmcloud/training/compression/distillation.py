@@ -69,7 +69,12 @@ def distill(run: Any, student: str, teacher: str, texts: str, num_steps: int) ->
 
 
 def divergence(scores: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-    """In nats a token: of the distributions that [..., vocabulary] scores stand for."""
+    """In nats a token: of the distributions that [..., vocabulary] scores stand for.
+
+    Models of one tokenizer may have scores for more tokens than it has, filled up to a round number of their own.
+    """
+    width = min(scores.shape[-1], taught.shape[-1])
+    scores, taught = scores[..., :width], taught[..., :width]
     flat, wanted = (value.float().flatten(0, -2).log_softmax(dim=-1) for value in (scores, taught))
     return torch.nn.functional.kl_div(flat, wanted, reduction="batchmean", log_target=True)
 

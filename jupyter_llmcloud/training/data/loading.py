@@ -64,6 +64,11 @@ def load(
         if value is not None:
             raise UsageError(f"{name}= is for prepared data, not for {type(source).__name__}.")
     if _is_stream(source):
+        if getattr(source, "_distributed", None) is not None:
+            raise UsageError(
+                "the stream is split by split_dataset_by_node: of its part each rank would take its share, and most "
+                "rows would come on no rank. Give the whole stream; each rank passes over it and takes its own rows."
+            )
         can_shuffle = hasattr(source, "shuffle")
         if shuffle and not can_shuffle:
             raise UsageError(f"{type(source).__name__} is a stream that cannot be shuffled: shuffle=False.")

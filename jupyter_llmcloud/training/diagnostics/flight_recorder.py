@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,9 @@ class Collectives:
 
     def __init__(self) -> None:
         self._made: dict[str, int] = dict.fromkeys(_READERS, 0)
-        self._groups: dict[tuple[str, str], tuple[Any, list[int]]] = {}  # (backend, number) -> group, its ranks
+        # (backend, number) -> group, its ranks. Held weakly: what holds a former group is given the one that is made
+        # in its place, and the counts of the former one would be told of it.
+        self._groups: dict[tuple[str, str], tuple[weakref.ref[Any], list[int]]] = {}
         self._readers: dict[str, Callable[..., bytes]] = {}
         self._finished = FinishedCounts()
 
@@ -83,7 +86,7 @@ class Collectives:
             if backend in backends:
                 number = str(self._made[backend])
                 self._made[backend] += 1
-                self._groups[(backend, number)] = (group, [])
+                self._groups[(backend, number)] = (weakref.ref(group), [])
                 self._readers.setdefault(backend, getattr(recorder, _READERS[backend], _nothing))
 
     def state(self) -> dict[str, GroupRow]:
@@ -92,7 +95,8 @@ class Collectives:
         for backend, read in list(self._readers.items()):
             status = json.loads(read(includeCollectives=False)).get("pg_status", {})
             for number, row in status.items():
-                group, ranks = self._groups.get((backend, number), (None, []))
+                refer, ranks = self._groups.get((backend, number), (_no_group, []))
+                group = refer()
                 if group is None or group not in c10d._world.pg_map:
                     continue  # of an earlier generation
                 if not ranks:
@@ -122,6 +126,10 @@ def as_sent(groups: dict[str, GroupRow]) -> dict[str, GroupRow]:
     """As a message has them: no ranks for all of the world, or each of a thousand ranks would name a thousand."""
     everyone = dist.get_world_size() if dist.is_initialized() else 0
     return {name: [[] if len(ranks) == everyone else ranks, *counts] for name, (ranks, *counts) in groups.items()}
+
+
+def _no_group() -> None:
+    return None
 
 
 def _nothing(**_: Any) -> bytes:

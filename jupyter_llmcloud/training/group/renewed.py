@@ -7,12 +7,14 @@ that stands for it. What torch holds in C++ is made again by its plan (see `para
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import sys
 import types
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -46,20 +48,26 @@ class FormerGroups:
         self._exempt = exempt
         self._place = (-1, -1)
         self._groups: list[tuple[Description, Any]] = []
+        self._timeouts: dict[str, timedelta] = {}  # by name; ranks of one group may have different ones
 
     def remember(self, rank: int, world_size: int) -> None:
         """The present groups are about to be left."""
         if (rank, world_size) != self._place:
             self._groups.clear()  # they are for other numbers
         self._place = (rank, world_size)
-        self._groups += [(_described(group), group) for group in c10d._world.pg_map]
+        for group in c10d._world.pg_map:
+            about = _described(group)
+            self._groups.append((about, group))
+            self._timeouts |= _timeout(about.name, group)
 
     def renew(self) -> None:
         """Make again what can be, now that the world has a group that works. All ranks must call it."""
         groups, self._groups = self._groups, []
+        timeouts, self._timeouts = self._timeouts, {}
         told: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(told, (self._place, {about for about, _ in groups}))
-        made = {about: group for about in _shared(told) if (group := _made(about)) is not None}
+        every = {about: _made(about, timeouts.get(about.name)) for about in _shared(told)}
+        made = {about: group for about, group in every.items() if group is not None}
         _count_on(about.name for _, own in told for about in own)
         swaps = [(former, made[about]) for about, former in groups if about in made]
         if swaps:
@@ -78,6 +86,13 @@ def _described(group: Any) -> Description:
     )
 
 
+def _timeout(name: str, group: Any) -> dict[str, timedelta]:
+    for device in group._device_types:
+        with contextlib.suppress(RuntimeError):  # a backend that is not there, or has no options
+            return {name: group._get_backend(device).options._timeout}
+    return {}
+
+
 def _shared(told: list[tuple[tuple[int, int], set[Description]]]) -> list[Description]:
     """What every member has, by the number that it has now; in the order in which all ranks make them."""
     size = len(told)
@@ -86,7 +101,7 @@ def _shared(told: list[tuple[tuple[int, int], set[Description]]]) -> list[Descri
     return [about for about in every if all(about in held[rank] for rank in about.ranks)]
 
 
-def _made(about: Description) -> Any:
+def _made(about: Description, timeout: timedelta | None) -> Any:
     """The group that stands for a former one; None where this rank is none of its own."""
     if about.is_world:
         return c10d.GroupMember.WORLD
@@ -94,7 +109,11 @@ def _made(about: Description) -> Any:
     if is_counted:
         c10d._world.group_count = int(about.name)
     group = dist.new_group(
-        list(about.ranks), backend=about.backend, use_local_synchronization=not is_counted, group_desc=about.text
+        list(about.ranks),
+        timeout=timeout,
+        backend=about.backend,
+        use_local_synchronization=not is_counted,
+        group_desc=about.text,
     )
     return group if isinstance(group, dist.ProcessGroup) else None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import os
 import pickle
@@ -102,11 +103,16 @@ def watch_collectives(journal: Journal) -> None:
 
 
 def _watched(journal: Journal, name: str, original: Any) -> Any:
+    order = [*inspect.signature(original).parameters]
+
     @functools.wraps(original)
     def collective(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(order, args, strict=False), **kwargs)
+        group = given.get("group")
+        if group is dist.GroupMember.NON_GROUP_MEMBER:  # which waits for nobody
+            return original(*args, **kwargs)
         if name in _OBJECTS:
-            _check_objects(journal, name, args, kwargs)
-        group = kwargs.get("group")
+            _check_objects(journal, name, given)
         ranks = dist.get_process_group_ranks(group) if group is not None else []
         with journal.together(f"{name}()", shape=_shape(name, args, kwargs), group=ranks):
             return original(*args, **kwargs)
@@ -121,11 +127,10 @@ def _shape(name: str, args: Any, kwargs: Any) -> str:
     return f"{str(tensors[-1].dtype).removeprefix('torch.')} {list(tensors[-1].shape)}" if tensors else ""
 
 
-def _check_objects(journal: Journal, name: str, args: Any, kwargs: Any) -> None:
-    if name == "broadcast_object_list" and dist.get_rank() != (kwargs.get("src") or 0):
+def _check_objects(journal: Journal, name: str, given: dict[str, Any]) -> None:
+    if name == "broadcast_object_list" and dist.get_rank() != (given.get("src") or given.get("group_src") or 0):
         return  # only the source's are sent
-    position = 1 if name == "all_gather_object" else 0
-    sent = kwargs.get(_OBJECTS[name], args[position] if len(args) > position else None)
+    sent = given.get(_OBJECTS[name])
     for each in sent if isinstance(sent, list) else [sent]:
         try:
             pickle.dumps(each)

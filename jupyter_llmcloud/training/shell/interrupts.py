@@ -9,6 +9,8 @@ calls something.
 An interrupt between the taking of a lock and the block that gives it back would leave the lock taken for ever; where
 the lock is a queue's, the next to wait for it is the loader that ends its workers. So one that finds the thread within
 Python's own code of locks and queues comes again in a moment, until it finds the thread elsewhere, or waiting there.
+So does one that finds it in a `__del__`, such as that of a pass over a loader, which waits for the workers: Python goes
+on behind that whatever is raised in it.
 """
 
 from __future__ import annotations
@@ -108,11 +110,14 @@ class Interrupts:
     def _is_put_off(self, frame: FrameType | None) -> bool:
         told = self._told
         is_locking = frame is not None and frame.f_code.co_filename in _OF_LOCKS
-        if not is_locking or told is None or self._num_put_off >= MAX_PUT_OFF:
+        is_dropping = _is_dropping(frame)
+        if told is None or not (is_locking or is_dropping):
             return False
-        self._num_put_off += 1
-        told.put(True)
-        return True
+        is_last = self._num_put_off >= MAX_PUT_OFF
+        if is_dropping or not is_last:
+            told.put(True)
+        self._num_put_off += not is_last
+        return not is_last
 
     def _inside_cell(self, frame: FrameType | None) -> Iterator[FrameType]:
         """The frames from this one to the outermost of the cell; none when the code is in no cell."""
@@ -152,6 +157,15 @@ class Interrupts:
         insists = self.executing and self._insists and not self._is_drawing()
         if insists and sys.gettrace() is None and threading.get_ident() == self._thread:
             self._insist_on(frame)
+
+
+def _is_dropping(frame: FrameType | None) -> bool:
+    """Whether Python is about to drop an object, which keeps what is raised meanwhile from the cell."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _has_ended(told: queue.SimpleQueue[bool], within_s: float) -> bool:

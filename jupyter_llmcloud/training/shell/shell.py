@@ -50,7 +50,7 @@ class CellCompiler(CachingCompiler):
     def begin(self, cell: Execute) -> None:
         """The code of this cell comes next."""
         self.cell, self.offset = cell, cell.line_offset
-        source = [line + "\n" for line in cell.source.splitlines()]
+        source = [line + "\n" for line in cell.source.removesuffix("\n").split("\n")]
         linecache.cache["<timed exec>"] = (sum(map(len, source)), None, source, "<timed exec>")  # of %%time
 
     def end(self) -> None:
@@ -87,8 +87,8 @@ class CellCompiler(CachingCompiler):
             self._scripts.add(cell.filename)
         else:
             self._filename_map[cell.filename] = cell.execution_count
-        above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
-        lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
+        above = ["# " + line for line in cell.source.split("\n")[: self.offset]]
+        lines = [line + "\n" for line in [*above, *transformed_code.removesuffix("\n").split("\n")]]
         linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
         return cell.filename
 

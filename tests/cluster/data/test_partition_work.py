@@ -22,10 +22,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jupyter_llmcloud.cluster.data import planning
 from jupyter_llmcloud.cluster.data.duplicates import to_drop
 from jupyter_llmcloud.cluster.data.recipe import Recipe
+from jupyter_llmcloud.cluster.data.tokens import Packer
 from jupyter_llmcloud.cluster.data.work import PartitionWork
 from jupyter_llmcloud.core.data.partitions import Partition
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
-from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Shard
+from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Shard, Tokenizer
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 
 LINES = [f"line {number} says {'é' * (number % 7)} this" for number in range(500)]
@@ -113,6 +114,13 @@ def test_tokens_are_packed_in_order_with_the_end_of_each_document_and_the_last_r
     stream = [*map(ord, "abc"), 1, *map(ord, "de"), 1, *map(ord, "fghi"), 1]
     assert [token for row in rows for token in row["input_ids"]] == [*stream, 2, 2, 2]
     assert [row["length"] for row in rows] == [5, 5, 2]
+
+
+@pytest.mark.parametrize(("ids", "named"), [([5, -3, 9], -3), ([5, 100], 100), ([-1, 200], -1)])
+def test_an_id_outside_the_vocabulary_is_named(ids: list[int], named: int) -> None:
+    packer = Packer(Tokenizer(name="mine", vocab_size=100, fingerprint="f"), 4)
+    with pytest.raises(UsageError, match=f"gave the id {named}, outside its vocabulary of 100"):
+        packer.add([ids])
 
 
 def _fields(struct: Any) -> dict[str, Any]:
@@ -406,6 +414,23 @@ def test_columns_of_parquet_keep_the_types_that_they_have_there(tmp_path: Path) 
     assert {column.name: column.type for column in written} == {name: array.type for name, array in columns.items()}
 
 
+def test_parquet_with_large_numbers_and_with_categories_in_a_struct_is_read(tmp_path: Path) -> None:
+    words = pa.array(["a", "b", None, "a"]).dictionary_encode()
+    hashes = pa.array([2**64 - 1, 0, None, 1], pa.uint64())
+    columns = {
+        "hash": hashes,
+        "hashes": pa.array([[2**64 - 1], [0], None, []], pa.list_(pa.uint64())),
+        "both": pa.StructArray.from_arrays([hashes, words], ["hash", "word"]),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=3)
+    assert prepared(recipe(tmp_path / "out"), tmp_path / "a.parquet") == pa.table(columns).to_pylist()
+
+
+def test_a_number_of_json_that_no_type_holds_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'x' holds whole numbers beyond 2\*\*63"):
+        prepared(recipe(tmp_path / "out"), _jsonl(tmp_path / "a", [{"x": 2**64 - 1}]))
+
+
 ARRAY = '[\n  {"text": "a", "x": NaN},\n  {"text": "b", "x": 1.0}\n]\n'
 
 
@@ -456,6 +481,39 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path, text: str, tol
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UsageError, match=told):
         prepared(recipe(tmp_path / "out"), tmp_path / "a.csv", partition_bytes=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("name;price, EUR;qty\nx;1,5;3\n", {"name": "x", "price, EUR": "1,5", "qty": 3}),
+        ('"Name, Vorname";Alter\n"Meier, Hans";5\n', {"Name, Vorname": "Meier, Hans", "Alter": 5}),
+        ("question,option A|B|C\nx,y\n", {"question": "x", "option A|B|C": "y"}),
+    ],
+    ids=["decimal-comma", "quoted", "other-marks"],
+)
+def test_what_stands_between_columns_is_what_all_of_the_first_rows_have(
+    tmp_path: Path, text: str, row: dict[str, Any]
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert prepared(recipe(tmp_path / "out"), tmp_path / "a.csv") == [row]
+
+
+@pytest.mark.parametrize("other", ["2.5", "18446744073709551614"])
+def test_a_whole_number_that_a_fraction_cannot_hold_is_refused(tmp_path: Path, other: str) -> None:
+    (tmp_path / "a.csv").write_text(f"id\n9007199254740993\n{other}\n")
+    with pytest.raises(
+        UsageError, match=r"'id' is float64, which would make 9007199254740992.0 of 9007199254740993.*'id=string'"
+    ):
+        prepared(recipe(tmp_path / "out"), tmp_path / "a.csv")
+    told = recipe(tmp_path / "told", types=(("id", "string"),))
+    assert [row["id"] for row in prepared(told, tmp_path / "a.csv")] == ["9007199254740993", other]
+    (tmp_path / "b.csv").write_text("x\n1e300\n9007199254740994\n2.5\n")
+    assert [row["x"] for row in prepared(recipe(tmp_path / "b"), tmp_path / "b.csv")] == [
+        1e300,
+        9007199254740994.0,
+        2.5,
+    ]
 
 
 def test_a_column_of_csv_is_what_it_is_told_to_be(tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def test_what_does_not_go_together_is_refused() -> None:
         ),
         (after(num_bytes=1_000_000, perplexity=10.4), "smaller on disk (0.25 x)"),
         (after(num_bytes=1_000_000, perplexity=None), "smaller on disk (0.25 x)"),
+        (
+            after(num_bytes=1_000_000, perplexity=float("nan")),
+            "does not help: perplexity +nan %, and +5 % is the bound; smaller on disk (0.25 x)",
+        ),
         (MeasuredModel("m-x", problem="it cannot be served: no"), "not measured: it cannot be served: no"),
         (after(memory_bytes=250_000_000), "less memory (0.5 x)"),
         (after(perplexity=5.0), "perplexity -50 %"),

@@ -31,6 +31,11 @@ from jupyter_llmcloud.errors import UsageError
         ("def count():\n    global total\n    total = start", {"start"}, {"count", "total"}),
         ("(n := 3); f = lambda x, y=m: x + y + n + k", {"m", "k"}, {"n", "f"}),
         ("x: int = 3\ndel x\nx", set(), {"x"}),
+        ("best = {k: max(v, key=lambda t: t[k] + w) for k, v in d.items()}", {"d", "w"}, {"best"}),
+        ("sets = [data.map(lambda row: row[c]) for c in columns]", {"data", "columns"}, {"sets"}),
+        ("add = lambda x: lambda y, z=x: x + y + z + k", {"k"}, {"add"}),
+        ("f = lambda rows: [sorted(row, key=lambda q: q + s + len(rows)) for row in rows]", {"s"}, {"f"}),
+        ("def f(x):\n    return [sorted(x, key=lambda t: t * i * m) for i in x]", {"m"}, {"f"}),
     ],
 )
 def test_a_text_tells_what_it_needs_and_what_it_makes(code: str, needed: set[str], bound: set[str]) -> None:
@@ -198,3 +203,29 @@ def test_a_script_is_python_that_says_how_it_is_launched() -> None:
     torchrun, accelerate, sbatch = script.launches
     assert torchrun == "OMP_NUM_THREADS=2 torchrun --nproc-per-node 4 'my train.py'"
     assert "--num_processes 4" in accelerate and "--gpus-per-node=4" in sbatch
+
+
+def test_names_of_a_star_import_are_not_asked_of_earlier_cells() -> None:
+    last = SourceCell("last", "data = make(untar())\nlearn(data)")
+    earlier = [
+        SourceCell("e", "rate = 1"),
+        SourceCell("star", "from fastai.vision.all import *"),
+        SourceCell("x", "y = 2"),
+    ]
+    parts, _ = needed_cells(last, earlier)
+    assert [part.cell.run_id for part in parts] == ["star", "last"]
+    parts, _ = needed_cells(SourceCell("last", "from torch import *\nx = zeros(rate)"), earlier[:1])
+    assert [part.cell.run_id for part in parts] == ["e", "last"]
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x0c", "\x85"], ids=["line-separator", "form-feed", "next-line"])
+def test_a_text_with_a_character_that_only_some_take_for_the_end_of_a_line_stays_whole(odd: str) -> None:
+    code, _ = plain_code(SourceCell("l", f"x = 'a{odd}b'\nfrom jupyter_llmcloud import run\nrun.log(x=1)"))
+    assert code == f"x = 'a{odd}b'\npass\nrun.log(x=1)"
+
+
+def test_what_looks_like_a_command_within_a_text_is_text() -> None:
+    code = 'template = """\n%d items\n!important\n"""'
+    parts, notes = needed_cells(SourceCell("last", "print(template % 3)"), [SourceCell("made", f"!ls\n{code}")])
+    assert [part.cell.code for part in parts] == [f"pass\n{code}", "print(template % 3)"]
+    assert notes == ["Left out: '!ls' of run made."]

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from statistics import fmean, median
 
+import pytest
+
 from jupyter_llmcloud.core.metrics.final_loss import FinalLoss, foretell
 from jupyter_llmcloud.core.metrics.forecasts import Forecasts
 from jupyter_llmcloud.core.metrics.series import MetricCollector
@@ -62,3 +64,37 @@ def test_it_is_said_beside_the_loss_while_a_bar_tells_how_far_the_run_is() -> No
     text = said.text("loss", metrics.series, metrics.progress)
     assert text.startswith("about 2.19 (2.1") or text.startswith("about 2.2 (2.1")
     assert said.text("lr", metrics.series, metrics.progress) == ""
+
+
+@pytest.mark.parametrize("first", [7000, 9900], ids=["no-early-part", "the-very-end"])
+def test_nothing_is_said_of_a_curve_that_begins_late(first: int) -> None:
+    """As that of a run which goes on from a checkpoint: the law has nothing to be fitted to."""
+    losses = [(float(step), 2 + 6 * step**-0.5) for step in range(first, 10_000)]
+    assert foretell(losses, 12_000, [(step, 1e-3) for step, _ in losses]) is None
+
+
+def test_a_loss_that_explodes_is_not_foretold() -> None:
+    losses = [(float(step), 1e200 * step) for step in range(1, STEPS)]
+    assert foretell(losses, STEPS, CONSTANT) is None
+
+
+def logged(metrics: MetricCollector, step: int, *bar: float) -> None:
+    metrics.feed(0, [{"step": step, "values": {"loss": 2 + 6 * step**-0.5, "lr": 1e-3}, "progress": [*bar]}])
+
+
+def test_the_bar_of_a_later_epoch_tells_nothing_of_the_end() -> None:
+    metrics, told = MetricCollector(), Forecasts()
+    for step in range(1, 2601):
+        logged(metrics, step, (step - 1) % 1000 + 1, 1000)
+        said = told.text("loss", metrics.series, metrics.progress) if step % 50 == 0 else ""
+        assert bool(said) <= (step < 1000), (step, said)
+
+
+@pytest.mark.parametrize("bar_from", [0, 4000], ids=["of-what-is-left", "of-all-of-it"])
+def test_a_run_that_goes_on_is_foretold_for_the_end_of_its_bar(bar_from: int) -> None:
+    """Whether its bar counts the steps of the run before it or not, the end is that at step 10,000."""
+    metrics, told = MetricCollector(), Forecasts()
+    for step in range(4001, 7501):
+        logged(metrics, step, step - 4000 + bar_from, 6000 + bar_from)
+    said = told.text("loss", metrics.series, metrics.progress)
+    assert said.startswith("about 2.06 ("), said

@@ -31,6 +31,7 @@ STEP = MeasuredStep(400, 400, 800, 1000, 100, 2400, num_parameters=100, flops=1_
         ("pipeline:4", 4, 400, 600),
         ("diloco:10", 2, 1600, 3600),  # its round, in which activations have gone, needs more than the step
         ("diloco:10,fragments=2", 2, 1600, 3200),
+        ("async-ps", 2, 1600, 4800),  # two more vectors for what is pulled, and a server's share of arrivals
         ("local-sgd:10", 2, 1600, 2400),  # the vector that travels is smaller than what a step holds
     ],
 )

@@ -323,3 +323,16 @@ def test_a_chain_of_waits_leads_to_the_rank_at_its_end() -> None:
     (report,) = tell(HangRule((0, 1, 2), 3, 0.0), samples)
     assert report.late == (2,)
     assert report.waiting == (0, 1)
+
+
+def test_a_late_rank_that_comes_to_another_operation_than_the_others_wait_in_is_told_as_a_deadlock() -> None:
+    rule, told = HangRule((0, 1), 2, 0.0), []
+    for now in map(float, range(60)):
+        late = Work("compute", FOREVER, False)
+        other = sample(2, 0, late, now) if now < 15 else waiting(2, 0, now - 15, "broadcast", "In [4], line 20")
+        rule.heard(0, waiting(2, 0, now), now)
+        rule.heard(1, other, now)
+        if (report := rule.check(now)) is not None:
+            told.append(report)
+    assert [report.late for report in told] == [(1,), ()]
+    assert "rank 1 waits in broadcast #1 at In [4], line 20" in told[1].text and told[1].waiting == (0, 1)

@@ -423,3 +423,38 @@ def test_an_error_after_a_loss_is_the_ranks_own_unless_it_is_an_echo(is_echo: bo
     feed(run, RankDied(1, "SIGKILL"), failed(0, collateral=is_echo))
     (finish,) = feed(run, RankEnded(2))
     assert finish == Finish("failed", culprit, renew=True, dead=(1,))
+
+
+def pressed_after_a_failure(at: float) -> list[tuple[float, type]]:
+    """What is done to the other rank, and when: one has failed at 10.0, Stop is pressed so much later."""
+    run = two()
+    feed(run, RankEnded(0, ename="ValueError"), now=10.0)
+    done: list[tuple[float, type]] = []
+    pressed = False
+    while run.wake_at is not None and run.rung < Rung.KILL:
+        is_press = not pressed and 10.0 + at <= run.wake_at
+        now = 10.0 + at if is_press else run.wake_at
+        pressed |= is_press
+        done += [
+            (round(now - 10.0, 2), type(item)) for item in feed(run, StopPressed() if is_press else Tick(), now=now)
+        ]
+    return done
+
+
+@pytest.mark.parametrize("at", [0.1, 1.0, 6.0])
+def test_a_stop_after_a_failure_makes_nothing_later(at: float) -> None:
+    done = pressed_after_a_failure(at)
+    released = next(when for when, what in done if what is ReleaseRanks)
+    killed = next(when for when, what in done if what is KillRanks)
+    assert released <= LADDER.failure_release_s and killed <= LADDER.kill_s
+    assert any(what in (InterruptRanks, AskStep) and when == at for when, what in done)
+
+
+@pytest.mark.parametrize("at", [0.1, 2.0])
+def test_what_had_failed_before_stop_was_pressed_has_failed(at: float) -> None:
+    run = two()
+    feed(run, RankEnded(0, ename="ValueError"), now=10.0)
+    feed(run, Tick(), now=10.0 + LADDER.failure_release_s)
+    feed(run, StopPressed(), now=10.0 + LADDER.failure_release_s + at)
+    (finish,) = feed(run, RankEnded(1, ename="KeyboardInterrupt", interrupted=True), now=15.0)
+    assert isinstance(finish, Finish) and (finish.state, finish.culprit) == ("failed", 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec
+from jupyter_llmcloud.magics.serving import predictions
 from jupyter_llmcloud.storage.models import served_code
 from tests.support.predictions import Replica, cell_spec, serve, tensor
 
@@ -43,6 +46,31 @@ def test_a_cell_gets_json_values_and_arrays(tmp_path: Path) -> None:
         assert told["id"] == "a1"
         outputs = await replica.outputs(("x", "FP32", [[1, 2], [3, 4]]))
         assert outputs == {"sum": ([2], [13.0, 17.0]), "names": ([2], ["a", "b"])}
+
+    serve(spec, asks)
+
+
+def test_numbers_that_json_has_not_come_to_a_notebook_and_are_null_elsewhere(tmp_path: Path) -> None:
+    spec = cell(
+        """
+        import math
+        def load(): pass
+        def predict(inputs): return {"loss": math.nan, "most": [math.inf, -math.inf, None, 1.5], "in": inputs, 1: "null"}
+        def stream(inputs): yield math.nan
+        """,
+        tmp_path,
+    )
+
+    async def asks(replica: Replica) -> None:
+        told = await replica.infer({"inputs": 3})
+        assert told["outputs"] == {"loss": None, "most": [None, None, None, 1.5], "in": 3, "1": "null"}
+        body, headers = predictions.request({"é": "a"}, None)
+        async with replica.client.post("/v2/models/it/infer", data=body, headers=headers) as response:
+            answer = predictions.answer(await response.read(), None)
+        assert math.isnan(answer.pop("loss"))
+        assert answer == {"most": [math.inf, -math.inf, None, 1.5], "in": {"é": "a"}, "1": "null"}
+        [event, _] = await replica.events(json.loads(body))
+        assert math.isnan(predictions.piece(event))
 
     serve(spec, asks)
 

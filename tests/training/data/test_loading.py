@@ -190,6 +190,13 @@ def test_a_stream_is_shared_over_ranks(world_size: int, last: str) -> None:
     assert last == "pad" or max(taken.values()) == 1
 
 
+def test_a_stream_that_is_split_already_is_refused() -> None:
+    stream: Any = Counting()
+    stream._distributed = (0, 2)  # as split_dataset_by_node of Hugging Face's datasets leaves it
+    with pytest.raises(UsageError, match=r"split_dataset_by_node.*Give the whole stream"):
+        load(stream, 4, rank=0, world_size=2)
+
+
 def test_a_stream_goes_on_at_its_row_with_another_number_of_ranks() -> None:
     loader = lc.data.load(Counting(), 4)
     used = [batch.tolist() for batch in itertools.islice(loader, 2)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.training.group.renewed import put_in_place
-from tests.support.worlds import Ranks
+from tests.support.worlds import Ranks, until
 
 MODELS = """
 import copy, functools, torch
@@ -126,6 +126,25 @@ def test_a_group_of_a_rank_that_is_new_is_told_in_the_failure(new_world: Any) ->
     failed = world.run("import torch\ndist.all_reduce(torch.ones(1), group=pair) if rank == 0 else None")
     assert "ended with the ranks that it was made for" in failed.report
     world.ok("import torch.distributed as dist\nagain = dist.new_group([0, 1])\ndist.barrier(again)")
+
+
+def test_a_group_that_is_made_again_keeps_its_timeout(world: Ranks) -> None:
+    made = "datetime.timedelta(seconds=1.5 + rank)"
+    world.ok(f"import datetime, torch, torch.distributed as dist\nbrief = dist.new_group([0, 1], timeout={made})")
+    assert "boom" in world.run("if rank == 1: raise RuntimeError('boom')\ndist.barrier(brief)").error["evalue"]
+    told = world.ok("brief._get_backend(torch.device('cpu')).options._timeout.total_seconds()")
+    assert told.results() == ["1.5", "2.5"]
+
+
+def test_a_rank_that_is_waited_for_in_a_group_that_was_made_again_is_told(world: Ranks) -> None:
+    world.ok("import time, torch, torch.distributed as dist\npair = dist.new_group([0, 1])")
+    world.ok("for _ in range(5): dist.barrier(pair)")
+    world.run("if rank == 1: raise RuntimeError('boom')\ndist.barrier()")
+    waits = world.send("dist.barrier(pair) if rank else time.sleep(1000)", hang_after_s=0.6)
+    folder = waits.outcome.folder
+    hang = until(lambda: folder.exists and folder.read().hang, "the hang is told")
+    assert (hang["late"], hang["waiting"]) == ([0], [1])
+    assert waits.stop().end().state == "stopped"
 
 
 class Slots:

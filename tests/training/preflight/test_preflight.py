@@ -48,6 +48,21 @@ def test_a_rehearsal_names_the_line_in_which_a_rank_would_wait_for_ever() -> Non
     assert "Cell In[1], line 4: rank 0 waits in barrier()" in "\n".join(report.lines)
 
 
+GROUPS = """\
+import torch, torch.distributed as dist
+own = dist.new_group([0])
+dist.all_reduce(torch.ones(1), dist.ReduceOp.SUM, own)  # torch lets the others call it, too
+if rank == 0:
+    dist.barrier(own)
+dist.broadcast_object_list([rank if rank else print], 1)
+"""
+
+
+def test_a_group_may_be_given_by_its_place() -> None:
+    report = rehearse(_cell(GROUPS), None)
+    assert report.is_good, report.lines
+
+
 @pytest.mark.parametrize(
     ("plan", "num_numbers"), [("fsdp", 210), ("fsdp,wrap=Block", 210), ("fsdp,min-params=100", 165)]
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jupyter_llmcloud.training.shell.interrupts import Interrupts
+from jupyter_llmcloud.training.shell.interrupts import PATIENCE_S, Interrupts
 from tests.support.worlds import Ranks, alive, until
 
 # The rank is in `sleep` when a signal comes, hardly ever in a handler.
@@ -113,3 +113,33 @@ def test_a_stop_ends_a_wait_for_a_lock(interrupts: Interrupts) -> None:
         threading.Event().wait(60)
     interrupts.end()
     assert time.monotonic() - began < 30
+
+
+class _Closing:
+    """As a pass over a loader with workers: its end waits for them."""
+
+    def __init__(self, closing_s: float, entered: threading.Event) -> None:
+        self._closing_s, self._entered = closing_s, entered
+
+    def __del__(self) -> None:
+        self._entered.set()
+        time.sleep(self._closing_s)
+
+
+@pytest.mark.parametrize("closing_s", [0.1, 30.0], ids=["soon", "late"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_is_not_lost_in_what_python_does_with_objects_that_nobody_has(
+    interrupts: Interrupts, closing_s: float
+) -> None:
+    entered = threading.Event()
+    interrupts.begin()
+    pressing = threading.Thread(target=lambda: (entered.wait(), interrupts.press()))
+    pressing.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        held = _Closing(closing_s, entered)
+        del held
+        while time.monotonic() - began < PATIENCE_S - 1:
+            time.sleep(0.01)
+    interrupts.end()
+    pressing.join()

@@ -11,7 +11,21 @@ from typing import Any
 STREAM = "text/event-stream"
 _TEXT_ROUTES = ("completions", "chat/completions", "responses")
 _DIGITS = 4  # to which numbers of a model that generates no text are compared
-_OWN = frozenset({"id", "created", "model", "usage", "object", "system_fingerprint", "created_at", "logprobs"})
+_OWN = frozenset(
+    {
+        "id",
+        "call_id",
+        "created",
+        "model",
+        "usage",
+        "object",
+        "system_fingerprint",
+        "created_at",
+        "completed_at",
+        "logprobs",
+    }
+)
+_LAST_OF_RESPONSE = ("response.completed", "response.incomplete")
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,9 @@ def has_one_answer(path: str, body: bytes) -> bool:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    temperature = asked.get("temperature") if isinstance(asked, dict) else None
+    if not isinstance(asked, dict) or asked.get("previous_response_id"):  # which the shadow has never seen
+        return False
+    temperature = asked.get("temperature")
     return isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
 
 
@@ -122,8 +138,8 @@ def _of_stream(body: bytes) -> Any:
         event = json.loads(data)
         if "error" in event:
             return None
-        if event.get("type") == "response.output_text.delta":
-            _add(texts, 0, {"text": event.get("delta")})
+        if event.get("type") in _LAST_OF_RESPONSE:
+            return _plain(event["response"])
         for choice in event.get("choices") or ():
             number = int(choice.get("index", 0))
             _add(texts, number, {"text": choice.get("text"), **_flat(choice.get("delta") or {})})

@@ -14,6 +14,7 @@ from jupyter_llmcloud.inference.openai.chat.tool_formats import ToolFormat
 from jupyter_llmcloud.inference.openai.detokenize import overlap
 
 _HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_NEXT = re.compile(r"\s*\}[\s,;]*(?=\{)")  # behind the arguments of a call, where another one follows
 
 
 class CallDelta(NamedTuple):
@@ -38,9 +39,11 @@ class AnswerParser(Protocol):
 
     Attributes:
         num_calls: how many calls of tools there were so far.
+        may_reason: whether some of it may be reasoning.
     """
 
     num_calls: int
+    may_reason: bool
 
     def feed(self, text: str) -> list[Delta]:
         """What the next piece adds; a tag that is not complete is held back."""
@@ -55,6 +58,7 @@ class PlainParser:
     """All of it is content."""
 
     num_calls = 0
+    may_reason = False
 
     def feed(self, text: str) -> list[Delta]:
         """The text as it is."""
@@ -66,11 +70,16 @@ class PlainParser:
 
 
 class _CallReader:
-    """One call that is written as a JSON object: its name and arguments as soon as they are known."""
+    """One call that is written as a JSON object: its name and arguments as soon as they are known.
+
+    Attributes:
+        behind: what has come behind the arguments.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self.is_over = False
+        self.behind = ""
         self._text = ""
         self._depth = 0
         self._in_string = False
@@ -94,6 +103,7 @@ class _CallReader:
     def _arguments(self, text: str) -> str:
         for position, character in enumerate(text):
             if self.is_over:
+                self.behind += text[position:]
                 return text[:position]
             self._step(character)
         return text
@@ -183,6 +193,7 @@ class TaggedParser(SteppingParser):
         self._format = tool_format
         self._parameters = parameters or {}
         self._think = think
+        self.may_reason = think is not None
         self._region = _Region("reasoning" if is_thinking else "content")
         self._space = ""  # at the end of a region, which is dropped when a tag follows
         self._at_start = is_thinking  # of a region behind a tag, where space is dropped
@@ -297,7 +308,7 @@ class TaggedParser(SteppingParser):
         if not region.reader.is_over:
             region.num_tried = len(self._buffer)
             return False
-        end, region.num_tried = num_tried + len(taken), None
+        end, region.num_tried, region.reader.behind = num_tried + len(taken), None, ""
         deltas.append(Delta(call=CallDelta(self.num_calls, None, None, self._buffer[:end])))
         self._buffer = self._buffer[end:]
         return True
@@ -314,18 +325,23 @@ class TaggedParser(SteppingParser):
         return bool(self._buffer)
 
     def _feed_call(self, text: str, deltas: list[Delta]) -> None:
-        self._region.body += text
-        reader = self._region.reader
-        if reader is None or not text:
-            return
-        was_named = reader.name is not None
-        arguments = reader.feed(text)
-        if reader.name is None:
-            return
-        if not was_named:
-            deltas.append(Delta(call=CallDelta(self.num_calls, self._new_id(), reader.name, "")))
-        if arguments:
-            deltas.append(Delta(call=CallDelta(self.num_calls, None, None, arguments)))
+        region = self._region
+        region.body += text
+        while (reader := region.reader) is not None and text:
+            was_named = reader.name is not None
+            arguments = reader.feed(text)
+            if reader.name is None:
+                return
+            if not was_named:
+                deltas.append(Delta(call=CallDelta(self.num_calls, self._new_id(), reader.name, "")))
+            if arguments:
+                deltas.append(Delta(call=CallDelta(self.num_calls, None, None, arguments)))
+            if (found := _NEXT.match(reader.behind)) is None:
+                return
+            # Several calls between one pair of tags, which templates do not show, but models write.
+            self.num_calls += 1
+            text = reader.behind[found.end() :]
+            region.reader, region.body, region.before = _CallReader(), text, ""
 
     def _close_call(self, deltas: list[Delta], closed_by: str) -> None:
         assert self._format is not None

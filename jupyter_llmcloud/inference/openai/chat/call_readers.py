@@ -60,7 +60,7 @@ def read_hermes(body: str, parameters: Parameters) -> list[Call] | None:
             Call(found[1], _dumped(_typed(_XML_PARAMETER.findall(found[2]), parameters.get(found[1], {}))))
             for found in _XML_CALL.finditer(body)
         ] or None
-    return _calls(_loaded(body))
+    return _calls(_values(body))
 
 
 def read_glm(body: str, parameters: Parameters) -> list[Call] | None:
@@ -125,18 +125,7 @@ def read_list(body: str, parameters: Parameters) -> list[Call] | None:
 
 def read_bare(body: str, parameters: Parameters) -> list[Call] | None:
     """Objects of a name and parameters, with `;` or nothing between them; every name must be that of a tool."""
-    values: list[Any] = []
-    position = 0
-    body = body.strip()
-    while position < len(body):
-        try:
-            value, position = _DECODER.raw_decode(body, position)
-        except (ValueError, RecursionError):
-            return None
-        values += value if isinstance(value, list) else [value]
-        while position < len(body) and body[position] in " \t\r\n;":
-            position += 1
-    calls = _calls(values) if values else None
+    calls = _calls(_values(body))
     return calls if calls and all(call.name in parameters for call in calls) else None
 
 
@@ -156,6 +145,22 @@ def read_pythonic(body: str, parameters: Parameters) -> list[Call] | None:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
     return calls or None
+
+
+def _values(body: str) -> list[Any]:
+    """JSON values with `;`, a comma or nothing between them, those of lists among them; none where it is not that."""
+    values: list[Any] = []
+    position = 0
+    body = body.strip()
+    while position < len(body):
+        try:
+            value, position = _DECODER.raw_decode(body, position)
+        except (ValueError, RecursionError):
+            return []
+        values += value if isinstance(value, list) else [value]
+        while position < len(body) and body[position] in " \t\r\n;,":
+            position += 1
+    return values
 
 
 def _loaded(text: str) -> Any:

@@ -34,6 +34,8 @@ class HarmonyParser(SteppingParser):
         tools: the names of those that were offered.
     """
 
+    may_reason = True
+
     def __init__(self, prompt: str, tools: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self._tools = tools

@@ -22,6 +22,8 @@ class TemplateParser:
         parser: a `transformers` ResponseParser, which has read the prompt already.
     """
 
+    may_reason = True
+
     def __init__(self, parser: Any) -> None:
         self.num_calls = 0
         self._parser: Any = parser

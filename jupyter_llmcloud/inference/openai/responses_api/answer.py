@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, CallDelta, Delta, PlainParser
+from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, CallDelta
+from jupyter_llmcloud.inference.openai.chat.message_reader import MessageReader, ToldDelta
 from jupyter_llmcloud.inference.openai.detokenize import TextPiece
 from jupyter_llmcloud.inference.openai.responses import DONE, Envelope, TokenUsage, chat_logprobs, encode
-from jupyter_llmcloud.inference.openai.responses_api.logprobs import PendingLogprobs
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 
@@ -31,14 +31,13 @@ class ResponseAnswer:
         self.envelope = envelope
         self._vocabulary = vocabulary
         self._request = request
-        self._parser = parser
+        self._reader = MessageReader(parser)
         self._on_complete = on_complete
         self._wants_logprobs = logprobs
         self._output: list[dict[str, Any]] = []
         self._item: dict[str, Any] | None = None
         self._number = 0
         self._finish_reason: str | None = None
-        self._logprobs = PendingLogprobs(only_text=isinstance(parser, PlainParser))
 
     def opening(self, usage: TokenUsage) -> bytes:
         """It is there, and goes on."""
@@ -50,11 +49,8 @@ class ResponseAnswer:
     def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """The events of a piece."""
         entries = chat_logprobs(self._vocabulary, piece.logprobs) if self._wants_logprobs else []
-        events = b""
-        for text in self._logprobs.by_token(piece, entries) if entries else (piece.text,):
-            events += self._told(self._parser.feed(text))
-        if piece.finish_reason is not None:
-            events += self._told(self._parser.end())
+        events = self._told(self._reader.read(piece, entries))
+        usage.num_reasoning = self._reader.num_reasoning
         if piece.finish_reason is not None:
             self._finish_reason = piece.finish_reason
             if not self._output and self._item is None:  # an answer without any text is still a message
@@ -62,15 +58,15 @@ class ResponseAnswer:
             events += self._close()
         return events
 
-    def _told(self, deltas: Sequence[Delta]) -> bytes:
+    def _told(self, deltas: Sequence[ToldDelta]) -> bytes:
         events = b""
-        for delta in deltas:
+        for delta, logprobs in deltas:
             if delta.reasoning:
-                events += self._say("reasoning", delta.reasoning)
+                events += self._say("reasoning", delta.reasoning, logprobs)
             elif delta.call is not None:
                 events += self._call(delta.call)
             elif delta.content:
-                events += self._say("message", delta.content)
+                events += self._say("message", delta.content, logprobs)
         return events
 
     def closing(self, usage: TokenUsage) -> bytes:
@@ -87,13 +83,12 @@ class ResponseAnswer:
 
     # --- items ---
 
-    def _say(self, kind: str, text: str) -> bytes:
+    def _say(self, kind: str, text: str, logprobs: list[dict[str, Any]]) -> bytes:
         events = b""
         if self._item is None or self._item["type"] != kind:
             events = self._close() + self._open(self._new_message() if kind == "message" else self._new_reasoning())
         assert self._item is not None
         self._item["content"][0]["text"] += text
-        logprobs = self._logprobs.told(text)
         if kind == "reasoning":
             return events + self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
         self._item["content"][0]["logprobs"] += logprobs
@@ -149,7 +144,7 @@ class ResponseAnswer:
 
     def _last_logprobs(self, part: dict[str, Any]) -> list[dict[str, Any]]:
         """Of tokens without a text, which no event has told."""
-        fresh = self._logprobs.rest() if isinstance(self._parser, PlainParser) else []
+        fresh = self._reader.rest()
         part["logprobs"] += fresh
         return fresh
 

@@ -14,6 +14,8 @@ from jupyter_llmcloud.protocol.openai.fields import JsonSchemaFormat, ResponseFo
 # One way to write a value: else an answer could go on for ever with white space.
 _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ARGUMENTS = "#/properties/arguments"
+_VALUES = ("const", "enum", "default", "examples", "example")  # keywords of a schema that hold none
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # that hold some
 _BETWEEN_SLASHES = {"/": "\\/", "\n": "\\n", "\r": "\\r"}
 
 
@@ -155,6 +157,10 @@ def _with_references(schema: Any) -> Any:
 
 
 def _reference(key: str, value: Any) -> Any:
+    if key in _VALUES:
+        return value
+    if key in _BY_NAME and isinstance(value, dict):
+        return {name: _with_references(part) for name, part in value.items()}
     if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
         return f"{_ARGUMENTS}{value[1:]}"
     return _with_references(value)

@@ -151,6 +151,7 @@ class Exchange:
         )  # fmt: skip
         copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
         if not path and (found := await copies.find(request)) is not None:
+            copies.keep_again(request, found)
             return self._answer_again(request, endpoint, found, sink)
         sink = copies.sink(request, sink) if not path else sink
         shadow = endpoint.copy_to_shadow(path or f"/v1/{route}", body) if not headers else None

@@ -111,14 +111,14 @@ def hooks_of(module: torch.nn.Module) -> list[Child]:
     found = [(kind, hook) for kind in _HOOKS for hook in list((own.get(kind) or {}).values())]
     for name, tensor in (own.get("_parameters") or {}).items():
         found += [(name, hook) for kind in _OF_TENSORS for hook in list((getattr(tensor, kind, None) or {}).values())]
-    own = [(where, hook) for where, hook in found if is_own_hook(hook)]
-    names = [f"{where} {getattr(hook, '__qualname__', type(hook).__name__)}" for where, hook in own]
+    of_user = [(where, hook) for where, hook in found if is_own_hook(hook)]
+    names = [f"{where} {getattr(hook, '__qualname__', type(hook).__name__)}" for where, hook in of_user]
     if names:
         _had[id(module)] = weakref.ref(module)
     elif (known := _had.get(id(module))) is None or known() is not module:
         return []
     # What a hook has counted, or closed over, is often known to nobody else.
-    return [("<hooks>", HookNames(names)), *((f"<hook {number}>", hook) for number, (_, hook) in enumerate(own))]
+    return [("<hooks>", HookNames(names)), *((f"<hook {number}>", hook) for number, (_, hook) in enumerate(of_user))]
 
 
 class LeftOutOfGradients(Untouched):

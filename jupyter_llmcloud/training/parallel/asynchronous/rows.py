@@ -7,6 +7,7 @@ its share a worker waits for the others, and takes its part of what was left by 
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -138,12 +139,17 @@ class SharedPasses:
     def __init__(self, worker: int, wait: PassEnd) -> None:
         self._worker = worker
         self._wait = wait
-        self._ordinals: dict[int, list[int]] = {}  # by loader: its number, and how many passes have begun
+        # By loader: its number, and how many passes have begun. Not by id, which the next one may have again.
+        self._ordinals: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+        self._num_loaders = 0
         self.places: dict[str, Place] = {}
 
     def begin(self, loader: Any, sampler: SharedBatches, own: Iterator[Any]) -> Iterator[Any]:
         """A pass whose batches are `own`, then those that this worker takes over."""
-        row = self._ordinals.setdefault(id(loader), [len(self._ordinals), 0])
+        if loader not in self._ordinals:
+            self._ordinals[loader] = [self._num_loaders, 0]
+            self._num_loaders += 1
+        row = self._ordinals[loader]
         key = f"{row[0]}.{row[1]}"
         row[1] += 1
         return self._pass(key, loader, sampler, own)

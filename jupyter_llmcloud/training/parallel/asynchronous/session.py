@@ -28,6 +28,7 @@ class WorkerSession:
         self._changed = threading.Condition()
         self._rounds: dict[int, WorkerRounds] = {}
         self._gone: dict[int, bool] = {}  # workers that are done (True) or lost (False)
+        self._waiting: set[int] = set()  # workers that wait for all others
         self._given: dict[int, dict[int, bytes]] = {}
         self._results: dict[int, dict[int, bytes]] = {}
         self._passes = PassEnds()
@@ -117,6 +118,7 @@ class WorkerSession:
             self._changed.notify_all()
 
     def _set_waiting(self, worker: int, waits: bool) -> None:
+        (self._waiting.add if waits else self._waiting.discard)(worker)
         for rounds in self._rounds.values():
             rounds.wait(worker, waits)
         self._changed.notify_all()
@@ -140,6 +142,8 @@ class WorkerSession:
             rounds = self._rounds[model] = WorkerRounds(*self._settings)
             for worker, is_done in self._gone.items():
                 (rounds.end if is_done else rounds.lose)(worker)
+            for worker in self._waiting:  # before anybody had finished a round
+                rounds.wait(worker, True)
         return self._rounds[model]
 
     def _wait(self, wire: Wire, is_ready: Callable[[], Any]) -> None:

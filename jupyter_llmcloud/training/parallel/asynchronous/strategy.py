@@ -28,7 +28,7 @@ from jupyter_llmcloud.training.parallel.asynchronous.rows import SharedPasses, a
 from jupyter_llmcloud.training.parallel.asynchronous.server import ParameterServer
 from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
 from jupyter_llmcloud.training.parallel.asynchronous.wire import as_bytes, as_tensor, close_in_children
-from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, unpack
+from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, differences, unpack
 
 _children_are_told = False
 
@@ -249,14 +249,15 @@ class AsyncParameterServer(LocalSGD):
             if replica.num_left:
                 self._push(replica)
         buffers = [buffer for replica in served for buffer in replica.buffers()]
-        own = torch.cat([buffer.reshape(-1).to("cpu", torch.float32) for buffer in [*buffers, torch.empty(0)]])
+        own = torch.cat([buffer.reshape(-1).to("cpu", torch.float64) for buffer in [*buffers, torch.empty(0)]])
         with WAITING.block():
             every = self._servers.meet(bytes(as_bytes(own)), is_last=True)
         for replica in served:
             replica.adopt(self._servers.pull(replica.number))
-        parts = [as_tensor(bytearray(part)) for part in every.values()]
         if buffers:
-            unpack(torch.stack(parts).mean(0), buffers)
+            first, *others = (as_tensor(bytearray(part), torch.float64) for part in every.values())
+            moved = torch.stack([torch.zeros_like(first), *(differences(other, first) for other in others)]).mean(0)
+            unpack(first + moved, buffers)
         if self.rank == 0 and served:
             self._say(self._servers.about(served[0].number))
 

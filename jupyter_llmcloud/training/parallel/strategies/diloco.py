@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.core.parallel.outer_schedule import OuterSchedule, fragments_of
-from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, average, unpack
+from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, average_buffers, unpack
 from jupyter_llmcloud.training.parallel.strategies.quantized_mean import quantized_mean
 
 _KEPT = 0.5  # of what a replica learns while its fragment is under way, as in Streaming DiLoCo
@@ -120,7 +120,7 @@ class DiLoCo(LocalSGD):
         for number in self._schedule.applied(replica.num_steps):
             if number < len(replica.fragments):
                 replica.fragments[number].apply(*self._outer, self._kept)
-                average(replica.buffers())
+                average_buffers(replica.buffers())
 
     def exchange(self, replica: ModelReplica) -> None:
         """At the end of a cell: what is under way is applied, then a last outer step of what was trained since."""
@@ -133,7 +133,7 @@ class DiLoCo(LocalSGD):
             fragment.apply(*self._outer, self._kept)
             fragment.send(self._bits)
             fragment.apply(*self._outer, 0.0)
-        average(replica.buffers())
+        average_buffers(replica.buffers())
         replica.num_left = 0
 
     def broken(self) -> None:

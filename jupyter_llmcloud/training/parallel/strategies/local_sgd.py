@@ -78,7 +78,7 @@ class LocalSGD(Strategy):
     def exchange(self, replica: ModelReplica) -> None:
         """All replicas become their mean; every rank must call it."""
         average([parameter.data for parameter in replica.parameters])
-        average(replica.buffers())
+        average_buffers(replica.buffers())
         replica.num_left = 0
 
     def end(self) -> None:
@@ -96,14 +96,38 @@ class LocalSGD(Strategy):
 
 def average(tensors: list[torch.Tensor]) -> None:
     """The mean over all ranks, in place; tensors of one type travel together."""
-    kinds: dict[torch.dtype, list[torch.Tensor]] = {}
-    for tensor in tensors:
-        kinds.setdefault(tensor.dtype, []).append(tensor)
-    for of_kind in kinds.values():
+    for of_kind in _by_type(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in of_kind])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         unpack(flat, of_kind)
+
+
+def average_buffers(tensors: list[torch.Tensor]) -> None:
+    """The same for what is not trained: of that only what differs between ranks is averaged.
+
+    A constant stays what it is, bit by bit; the sum of masks that hold the lowest number there is would be infinite.
+    """
+    for of_kind in _by_type(tensors):
+        own = torch.cat([tensor.reshape(-1) for tensor in of_kind])
+        first = own.clone()
+        dist.broadcast(first, 0)
+        moved = differences(own, first)
+        dist.all_reduce(moved)
+        moved /= dist.get_world_size()
+        unpack(first + moved, of_kind)
+
+
+def differences(values: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Of values from others; 0 where they are equal, also where both are infinite."""
+    return torch.where(values == first, torch.zeros_like(values), values - first)
+
+
+def _by_type(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    return list(kinds.values())
 
 
 def unpack(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:

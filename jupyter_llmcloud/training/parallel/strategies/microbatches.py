@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from jupyter_llmcloud.errors import UsageError
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_DIMENSIONS = 8
 
@@ -154,6 +156,11 @@ class Passage:
 
     def backward(self, gradient: torch.Tensor) -> None:
         """The gradients of all microbatches, the last one first; `gradient`: of the loss, or of the result."""
+        if not self._outputs:
+            raise UsageError(
+                "--plan pipeline: backward was called twice for what one model(...) has given, which goes back through "
+                "the stages once. Add the losses up and call backward for their sum, or call the model again."
+            )
         is_loss = gradient.dim() == 0
         sizes = [output.shape[0] if output.dim() else 1 for output in self._outputs]
         shares = [gradient] * len(sizes) if is_loss or not self._is_last else list(gradient.split(sizes))

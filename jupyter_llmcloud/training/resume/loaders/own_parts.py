@@ -31,7 +31,7 @@ def parts_of(loader: Any) -> list[Any]:
     """The samplers of a loader, and the stream that it reads, which are of classes of the user's own."""
     parts = rng.parts_of(loader)
     streams = [part.dataset for part in parts if isinstance(getattr(part, "dataset", None), IterableDataset)]
-    inner = [found for stream in streams if (found := getattr(stream, "dataset", None)) is not None]
+    inner = [source for stream in streams if (source := getattr(stream, "dataset", None)) is not None]
     found: list[Any] = []
     for part in (*parts, *streams, *inner):
         if is_own_module(str(type(part).__module__)) and all(part is not other for other in found):

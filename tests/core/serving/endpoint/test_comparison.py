@@ -45,6 +45,27 @@ def test_calls_of_tools_are_compared_too() -> None:
     assert read_answer(SSE, call('{"x": 1}')) != read_answer(SSE, call('{"x": 2}'))
 
 
+def response(arguments: str = "{}", **more: Any) -> dict[str, Any]:
+    call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "f", "arguments": arguments}
+    told = {"id": "resp_1", "created_at": 1, "completed_at": 2, "output": [{**call, **more.pop("item", {})}]}
+    return {**told, **more}
+
+
+def test_of_a_response_neither_its_times_nor_the_ids_of_its_calls_are_a_difference() -> None:
+    first = response()
+    again = response(completed_at=3, id="resp_2", item={"id": "fc_2", "call_id": "call_2"})
+    for as_told in (lambda one: json.dumps(one).encode(), _streamed):
+        kind = JSON if as_told is not _streamed else SSE
+        assert read_answer(kind, as_told(first)) == read_answer(kind, as_told(again)) is not None
+        assert read_answer(kind, as_told(first)) != read_answer(kind, as_told(response('{"a": 1}')))
+
+
+def _streamed(told: dict[str, Any]) -> bytes:
+    texts = [{"type": "response.output_text.delta", "delta": "Well."}, {"type": "response.completed", "response": told}]
+    lines = (f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in texts)
+    return "".join([*lines, "data: [DONE]\n\n"]).encode()
+
+
 def test_a_classifier_is_compared_by_its_label_and_numbers_to_four_digits() -> None:
     def labels(label: str, score: float) -> bytes:
         return json.dumps({"outputs": [{"label": label, "score": score, "scores": {}}]}).encode()
@@ -65,6 +86,7 @@ def test_what_cannot_be_read_is_not_known(body: bytes | None) -> None:
         ("/v1/completions", {"temperature": 0}, True),
         ("/v1/chat/completions", {"temperature": 0.0}, True),
         ("/v1/completions", {}, False),
+        ("/v1/responses", {"temperature": 0, "previous_response_id": "resp_1"}, False),
         ("/v1/completions", {"temperature": False}, False),
         ("/v1/embeddings", {"temperature": 0}, False),
         ("/v2/models/m/infer", {"inputs": []}, True),
