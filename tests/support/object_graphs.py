@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from jupyter_llmcloud.training.checkpoint.writer import load
 from jupyter_llmcloud.training.object_graph.graph import MUST, Graph, Identities
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import ObjectState
@@ -31,7 +32,7 @@ def saved_by(make: Callable[[], Names], train: Callable[[Names], None]) -> tuple
     torch.save(state.take(graph_of(names, state.known), set(), lambda _, t: t.detach().clone(), 1 << 16), buffer)
     assert not any(compare.has_changed() for compare in state.later)
     buffer.seek(0)
-    return torch.load(buffer, weights_only=True), names
+    return load(buffer), names
 
 
 def put(saved: dict[str, Any], names: Names, everything: bool = True) -> Names:

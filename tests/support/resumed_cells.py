@@ -653,7 +653,55 @@ for epoch in range(3):
 tell(model.module, samples, turn)
 """
 
+# What the first iteration makes before its first step, in a loop that draws from no loader.
+MADE_AT_FIRST = """
+from torch.nn.parallel import DistributedDataParallel
+model = DistributedDataParallel(net())
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+mask, base, samples = None, torch.zeros(50_000), []
+for turn in range(1, 41):
+    if mask is None:
+        mask, base[5] = torch.rand(50_000), 1
+    loss = model(torch.randn(4, 8) + mask[turn]).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    samples.append(loss.item())
+    perhaps_die(turn)
+tell(model.module, samples, turn, float(mask.sum()), float(base.sum()))
+"""
+
+# Each pass has an order of its own, which no generator of torch's decides.
+OWN_SAMPLER = """
+accelerator = Accelerator()
+model = net()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+
+class Rounds(torch.utils.data.Sampler):
+    def __init__(self): self.numbers, self.round = np.random.default_rng(5), 0
+    def __len__(self): return 96
+    def __iter__(self):
+        self.round += 1
+        return iter(np.roll(self.numbers.permutation(96), self.round).tolist())
+
+model, optimizer, loader = accelerator.prepare(
+    model, optimizer, DataLoader(Noisy(), batch_size=BATCH, sampler=Rounds())
+)
+turn, samples = 0, []
+for epoch in range(4):
+    for i, x, y in loader:
+        accelerator.backward(nn.functional.mse_loss(model(x), y))
+        optimizer.step()
+        optimizer.zero_grad()
+        samples.append(i.tolist())
+        turn += 1
+        perhaps_die(turn)
+tell(accelerator.unwrap_model(model), samples, turn)
+"""
+
 MORE_CELLS = {
+    "made at first": MADE_AT_FIRST,
+    "own sampler": OWN_SAMPLER,
     "while": WHILE,
     "while in functions": WHILE_IN_FUNCTIONS,
     "decayed gradients": DECAYED_GRADIENTS,

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -98,5 +98,11 @@ def with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
     """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return shard_files.put_back(loaded, path.parent)
+    return shard_files.put_back(load(path), path.parent)
+
+
+def load(source: Path | BinaryIO) -> dict[str, Any]:
+    """What was saved. `bytes` without any are written as a call of their class, which torch asks to be told of."""
+    with torch.serialization.safe_globals([bytes]):
+        loaded: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    return loaded

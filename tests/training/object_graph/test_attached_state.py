@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
+from jupyter_llmcloud.training.object_graph import set_order
+from jupyter_llmcloud.training.object_graph.liveness import names_written
 from tests.support.object_graphs import resumed
 
 
@@ -130,6 +134,11 @@ CASES: dict[str, Case] = {
         lambda v: v.spawn(2),
         lambda v: v.spawn(1)[0].random(),
     ),
+    "bytes, and buffers of them, that are empty": (
+        lambda: [b"", bytearray(b"a"), io.BytesIO()],
+        lambda v: v[1].clear(),
+        lambda v: (v[0], v[1], v[2].getvalue()),
+    ),
     "an empty text of numpy": (list, lambda v: v.append(np.str_("")), repr),
     "a column of categories": (
         lambda: pd.Series(["a", "b", "a"], dtype="category"),
@@ -150,3 +159,44 @@ def test_a_tensor_that_is_there_gets_its_attributes_and_stays_the_same_object() 
     made = {"value": with_hits(torch.zeros(3))}
     restored, _ = resumed(lambda: made, lambda names: bump(names["value"]))
     assert restored["value"] is made["value"]
+
+
+def disturb(pool: set[int], numbers: random.Random, times: int) -> None:
+    for _ in range(times):
+        at = numbers.randrange(600)
+        if pool and numbers.random() < 0.3:
+            pool.pop()
+        numbers.choice([pool.add, pool.discard])(at)
+        if numbers.random() < 0.1:
+            pool -= {numbers.randrange(600) for _ in range(9)}
+        if numbers.random() < 0.1:
+            pool |= {at, at + 1, at + 7}
+
+
+def test_a_set_delivers_its_items_in_the_order_of_an_undisturbed_one_whatever_becomes_of_both() -> None:
+    for seed in range(100):
+        pool, numbers = set(range(seed * 3)), random.Random(seed)
+        disturb(pool, numbers, seed)
+        again: set[int] = {1}
+        set_order.fill(again, list(pool), set_order.places(pool))
+        assert list(again) == list(pool)
+        for each in (pool, again):
+            disturb(each, random.Random(seed), 50)
+        assert list(again) == list(pool)
+
+
+def test_a_set_whose_items_have_other_hashes_than_they_had_has_them_all_the_same() -> None:
+    there = set_order.places({"a", "b", "c"})
+    again: set[str] = set()
+    set_order.fill(again, ["x", "y", "z"], there)
+    set_order.fill(again, ["x", "y"], there)
+    assert again == {"x", "y"}
+    assert all(item in again for item in ("x", "y"))
+
+
+def test_the_names_that_a_cell_writes_are_the_users_whatever_they_are_called() -> None:
+    cell = compile("_i = 0\nfor _ in x: y = 1\ndef f():\n  global __n\n  __n = 1\n  z = 2", "cell", "exec")
+    assert names_written(cell) == {"_i", "_", "y", "f", "__n"}
+    assert names_written(cell.co_consts[next(n for n, c in enumerate(cell.co_consts) if hasattr(c, "co_names"))]) == {
+        "z"
+    }

@@ -225,6 +225,12 @@ REFUSED = {
         "in library, is not followed",
         "24",
     ),
+    "a generator that a counted loop advances": (
+        "import random\ndef noise():\n    numbers = random.Random(3)\n    while True: yield numbers.random()\n"
+        "g = noise()\nfor step in range(24): train(torch.randn(2, 2) + next(g))\nturn",
+        "'g' is or holds a generator that has been advanced",
+        "24",
+    ),
     "a comprehension": (
         "epoch = 0\nwhile epoch < 2:\n    losses = [train(batch) for batch in loader]\n    epoch += 1\nlen(losses), turn",
         "is not followed",

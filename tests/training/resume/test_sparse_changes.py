@@ -101,6 +101,15 @@ KEPT = {
         "next(model.parameters()).hits",
     ),
     "a name that begins with two underscores": ("__count = 0", "__count += 1", "__count"),
+    "a name like one of the shell's": ("_i = 0", "_i += 1", "_i"),
+    "an attribute of a tensor": ("mark = torch.zeros(1)\nmark.hits = 0", "mark.hits += 1", "mark.hits"),
+    "what a hook has counted": (
+        "def counting(layer):\n    n = 0\n    def hook(*_):\n        nonlocal n\n        n += 1\n"
+        "        layer.calls = n\n    layer.register_forward_hook(hook)\n"
+        "counted_layer = nn.Linear(1, 1)\ncounting(counted_layer)",
+        "counted_layer(torch.zeros(1))",
+        "counted_layer.calls",
+    ),
     "an optimizer of one's own": (
         "class Own(torch.optim.Optimizer):\n    def step(self, closure=None): self.n = getattr(self, 'n', 0) + 1\n"
         "own = Own([nn.Parameter(torch.zeros(1))], {})\nacc_own = accelerator.prepare(Own([nn.Parameter(torch.zeros(1))], {}))",

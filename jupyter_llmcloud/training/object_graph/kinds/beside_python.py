@@ -8,8 +8,10 @@ import weakref
 from typing import Any
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
 from jupyter_llmcloud.training.object_graph.kinds.base import Child, Untouched
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 _OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -117,6 +119,26 @@ def hooks_of(module: torch.nn.Module) -> list[Child]:
         return []
     # What a hook has counted, or closed over, is often known to nobody else.
     return [("<hooks>", HookNames(names)), *((f"<hook {number}>", hook) for number, (_, hook) in enumerate(of_user))]
+
+
+class LeftOutOfGradients(Untouched):
+    """What PowerSGD has left out of gradients and adds to later ones: by the buckets of a wrapper, which change."""
+
+    name = "compression of gradients"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [value.iter], []
+
+    def refusal(self, head: Any) -> str:
+        return "what a PowerSGD hook has left out of the gradients so far"
+
+
+def states_of_hooks(wrapper: torch.nn.Module) -> list[Child]:
+    """As children of a DistributedDataParallel: the states of the hooks that the cell has registered there."""
+    own = list(getattr(wrapper, "_comm_hooks", None) or ())
+    if ACTIVE.compression:  # --compress-gradients begins anew, and says so in its help
+        own = [(hook, state) for hook, state in own if not isinstance(state, PowerSGDState)]
+    return [(f"<hook {number}>", state) for number, (_, state) in enumerate(own)]
 
 
 def is_own_hook(hook: Any) -> bool:

@@ -32,7 +32,7 @@ class Container(Kind):
         """What belongs to it beside its items."""
         if self.name == "deque":
             return value.maxlen
-        return set_order.num_slots(value) if self.name == "set" else None
+        return set_order.places(value) if self.name in ("set", "frozenset") else None
 
     def make(self, cls: Any, head: Any) -> Any:
         if self.name == "deque":
@@ -46,7 +46,7 @@ class Container(Kind):
         extra, items, names = head
         wanted = children[len(names) :] if items is None else items
         if self.name == "set":
-            set_order.fill(value, list(wanted), extra or 0)
+            set_order.fill(value, list(wanted), extra)
         else:
             self.base.clear(value)  # type: ignore[attr-defined]
             self.base.extend(value, wanted)  # type: ignore[attr-defined]
@@ -54,9 +54,11 @@ class Container(Kind):
             set_attributes(value, names, children[: len(names)])
 
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
-        _, items, names = head
+        extra, items, names = head
         wanted = children[len(names) :] if items is None else items
-        made = set_order.frozen(cls, list(wanted)) if self.name == "frozenset" else self.base.__new__(cls, wanted)
+        made = (
+            set_order.frozen(cls, list(wanted), extra) if self.name == "frozenset" else self.base.__new__(cls, wanted)
+        )
         if names:
             set_attributes(made, names, children[: len(names)])
         return made

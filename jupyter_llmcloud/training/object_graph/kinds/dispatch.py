@@ -52,6 +52,7 @@ _FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
+_LEFT_OUT = beside_python.LeftOutOfGradients()
 TRAINED_TENSOR, _HOOKS, _EVENT = tensors.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
 _ARRAY, _OBJECTS, _ARRAY_OF_CLASS = tensors.Array(), tensors.Objects(), tensors.ArrayOfClass()
@@ -137,7 +138,8 @@ BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
-        STATEFUL_FOLLOWED, WRAPPER, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT, _COUNTING,
+        STATEFUL_FOLLOWED, WRAPPER, _LEFT_OUT, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT,
+        _COUNTING,
         _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _ARRAY_OF_CLASS, _OBJECTS, _SCALAR, _MODULE,
         _RESTATED, _ARROW, instances.Member(),
         *typing_constructs.KINDS,
@@ -205,6 +207,8 @@ def _beside_python(value: Any) -> Kind | None:
         return _SHARED_NUMBERS
     if isinstance(value, tqdm):
         return _BAR
+    if isinstance(value, beside_python.PowerSGDState):
+        return _LEFT_OUT
     return _DATABASE if isinstance(value, sqlite3.Connection) else None
 
 

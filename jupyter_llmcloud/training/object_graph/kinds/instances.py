@@ -18,7 +18,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     slots,
     visible,
 )
-from jupyter_llmcloud.training.object_graph.kinds.beside_python import hooks_of
+from jupyter_llmcloud.training.object_graph.kinds.beside_python import hooks_of, states_of_hooks
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
@@ -72,7 +72,7 @@ class Module(Kind):
         ]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
-        children += [] if wraps else hooks_of(value)
+        children += states_of_hooks(value) if wraps else hooks_of(value)
         return [value.training, [name for name, _ in plain], *([name for name, _ in part] for part in parts)], children
 
     def make(self, cls: Any, head: Any) -> Any:

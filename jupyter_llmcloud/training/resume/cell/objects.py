@@ -6,11 +6,12 @@ the attributes of a Trainer. What the code will write before it reads it, or nev
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,13 @@ class CellObjects:
         return self._own_names[code]
 
     def _mentioned(self, value: Any) -> set[str]:
-        """The names that a function of the user, or the methods of a class, mention."""
+        """The names that a function of the user, or the methods of a class, mention; also where others wrap it."""
+        found = set[str]()
         if isinstance(value, FunctionType) and is_own_module(str(value.__module__)):
-            return self._names_in(value.__code__)
+            found = self._names_in(value.__code__)
         if isinstance(value, type) and is_own_module(str(value.__module__)):
-            return set[str]().union(*(self._mentioned(item) for item in vars(value).values() if item is not value))
-        return set()
+            return found.union(*(self._mentioned(item) for item in vars(value).values() if item is not value))
+        return found.union(*(self._mentioned(inner) for inner in _wrapped_by(value)))
 
     def _names_in(self, code: CodeType) -> set[str]:
         if code not in self._names:
@@ -230,6 +232,20 @@ class CellObjects:
         """A pass that was under way is drawn from again: the generators round it are given their variables."""
         if self.suspended:
             frame_variables.resume_suspended(frames, self.suspended)
+
+
+def _wrapped_by(value: Any) -> list[Any]:
+    """The functions inside one that was decorated, a method of a class, a property or a partial."""
+    if isinstance(value, property):
+        return [part for part in (value.fget, value.fset, value.fdel) if part is not None]
+    if isinstance(value, functools.partial):
+        return [value.func]
+    if isinstance(value, staticmethod | classmethod | MethodType):
+        return [value.__func__]
+    if isinstance(value, FunctionType | functools._lru_cache_wrapper):
+        inner = vars(value).get("__wrapped__")
+        return [inner] if inner is not None and inner is not value else []
+    return []
 
 
 def _is_long(value: Any) -> bool:

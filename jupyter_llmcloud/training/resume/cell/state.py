@@ -24,6 +24,25 @@ from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
 _LOOK_SHARE = 0.05  # of the time of a cell: more is not looked at loops of which each may be the one that trains
 
 
+class LoopLooks:
+    """How long was looked at how a cell is where loops begin. A context: that is done within it."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+        self._took_s = 0.0
+
+    @property
+    def may_be_more(self) -> bool:
+        """Whether what was done is a small part of the time of the cell."""
+        return self._took_s <= _LOOK_SHARE * (time.monotonic() - self._began)
+
+    def __enter__(self) -> None:
+        self._last = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._took_s += time.monotonic() - self._last
+
+
 class CellState:
     """The state of the cell that a rank executes.
 
@@ -48,7 +67,7 @@ class CellState:
         self.objects: dict[str, Any] = {}
         self._cannot: Exception | None = None
         self._trains = False
-        self._began, self._looked_s = time.monotonic(), 0.0
+        self._looks = LoopLooks()
         self.digests: dict[str, dict[str, str]] = {}
         self._rng_at_begin: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
@@ -94,14 +113,13 @@ class CellState:
         if self._trains:
             return
         self._cell_objects.forget()
-        began = time.monotonic()
-        if self._looked_s > _LOOK_SHARE * (began - self._began):
+        if not self._looks.may_be_more:
             return  # one of many
-        try:
-            self._remember()
-        except Exception:
-            self._cell_objects.forget()  # when the training begins, it is told
-        self._looked_s += time.monotonic() - began
+        with self._looks:
+            try:
+                self._remember()
+            except Exception:
+                self._cell_objects.forget()  # when the training begins, it is told
 
     def note_begin(self) -> None:
         """A pass over data begins, or a first step: what is new is remembered as it is now."""
