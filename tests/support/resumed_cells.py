@@ -699,7 +699,49 @@ for epoch in range(4):
 tell(accelerator.unwrap_model(model), samples, turn)
 """
 
+# A data set as those of `datasets`, which is not installed here, look to a checkpoint.
+DATA_SET = """
+import pyarrow, random
+
+class Dataset:
+    column_names = ["x"]
+    def __init__(self, rows, made): self.rows, self._fingerprint = rows, made
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, at): return torch.tensor(self.rows[at])
+    def with_format(self, _): return Taken(self.rows)
+    def shuffle(self, seed):
+        return Dataset(random.Random(seed).sample(self.rows, len(self.rows)), f"{self._fingerprint}, {seed}")
+
+class Taken:
+    def __init__(self, rows): self.rows = rows
+    def __getitem__(self, places): return pyarrow.table({"x": [self.rows[at] for at in places]})
+
+Dataset.__module__ = "datasets.arrow_dataset"
+"""
+DATA_OF_ROUNDS = (
+    DATA_SET
+    + """
+accelerator = Accelerator()
+model = nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+model, optimizer = accelerator.prepare(model, optimizer)
+rows = Dataset([float(i) for i in range(96)], "made")
+turn, samples = 0, []
+for epoch in range(4):
+    own = rows.shuffle(epoch)
+    for x in accelerator.prepare(DataLoader(own, batch_size=BATCH)):
+        accelerator.backward((model(x[:, None]) - 1).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        samples.append(x.tolist())
+        turn += len(own) // 96
+        perhaps_die(turn)
+tell(accelerator.unwrap_model(model), samples, turn)
+"""
+)
+
 MORE_CELLS = {
+    "data of rounds": DATA_OF_ROUNDS,
     "made at first": MADE_AT_FIRST,
     "own sampler": OWN_SAMPLER,
     "while": WHILE,

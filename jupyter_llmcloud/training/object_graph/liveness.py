@@ -8,22 +8,35 @@ from types import CodeType, FrameType
 
 _ENDS = ("RETURN", "RAISE", "RERAISE")
 _JUMPS = ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP")
+_TO_HEADER = 8  # instructions from the iterable of a loop to its header
 Effects = tuple[frozenset[str], frozenset[str]]  # names read first, names written
+
+
+def may_be_read_by_body(frame: FrameType) -> set[str]:
+    """Names that the body of the loop that is about to begin may read before it writes them."""
+    instructions = [found for found in dis.get_instructions(frame.f_code) if found.offset >= frame.f_lasti]
+    header = next((found for found in instructions[:_TO_HEADER] if found.opname == "FOR_ITER"), None)
+    return may_be_read(frame) if header is None else _alive_after(frame.f_code, header.offset, into_body=True)
 
 
 def may_be_read(frame: FrameType) -> set[str]:
     """Names that the code may read before it writes them, from where it is now."""
-    code = frame.f_code
+    return _alive_after(frame.f_code, frame.f_lasti)
+
+
+def _alive_after(code: CodeType, offset: int, into_body: bool = False) -> set[str]:
+    """From behind the instruction at `offset`; `into_body`: of a loop, of which it is the header."""
     instructions = list(dis.get_instructions(code))
     at = {instruction.offset: number for number, instruction in enumerate(instructions)}
     after = [_successors(instructions, number, at) for number in range(len(instructions))]
     effects = [_effects(instruction) for instruction in instructions]
     handlers = [at[entry.target] for entry in dis.Bytecode(code).exception_entries if entry.target in at]  # type: ignore[attr-defined]
     alive = _solve(after, effects)
-    here = at.get(frame.f_lasti)
+    here = at.get(offset)
     if here is None:
         return {*code.co_names, *code.co_varnames}
-    found = {name for successor in after[here] for name in alive[successor]}
+    successors = [here + 1] if into_body else after[here]
+    found = {name for successor in successors for name in alive[successor]}
     found |= {name for handler in handlers for name in alive[handler]}
     return found | {*code.co_cellvars, *code.co_freevars}
 

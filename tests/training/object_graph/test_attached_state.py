@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.object_graph import set_order
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import kind_of
 from jupyter_llmcloud.training.object_graph.liveness import names_written
 from tests.support.object_graphs import resumed
+from tests.support.resumed_cells import DATA_SET
 
 
 class Units(np.ndarray):  # type: ignore[type-arg]
@@ -200,3 +203,13 @@ def test_the_names_that_a_cell_writes_are_the_users_whatever_they_are_called() -
     assert names_written(cell.co_consts[next(n for n, c in enumerate(cell.co_consts) if hasattr(c, "co_names"))]) == {
         "z"
     }
+
+
+def test_a_data_set_is_the_same_by_its_making_or_its_rows() -> None:
+    names: dict[str, Any] = {"torch": torch}
+    exec(DATA_SET, names)
+    kind = kind_of(made := names["Dataset"]([1.0, 2.0], "made"))
+    head, _ = kind.split(made)
+    kind.fill(names["Dataset"]([1.0, 2.0], "made by what cannot be told"), head, [])
+    with pytest.raises(ResumeMissed, match="the cell has made another data set"):
+        kind.fill(names["Dataset"]([2.0, 1.0], "other"), head, [])

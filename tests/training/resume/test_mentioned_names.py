@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from jupyter_llmcloud.training.object_graph.graph import MUST
+from jupyter_llmcloud.training.object_graph.liveness import may_be_read_by_body
 from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
 
 DEFINED = "import functools, torch\nbank = torch.zeros(50_000)\n"
@@ -30,3 +32,17 @@ def test_what_a_function_of_an_earlier_cell_mentions_must_be_saved_however_it_is
     scope = Scope(frames=[namespace.pop("frame")], given={"sys"})
     graph = CellObjects().graph(scope)
     assert graph.entry_of(namespace["bank"]).need == MUST
+
+
+class _Asked:
+    def __iter__(self) -> Iterator[int]:
+        self.names = may_be_read_by_body(sys._getframe(1))
+        return iter([1])
+
+
+@pytest.mark.parametrize("loop", ["for epoch in asked", "for epoch, _ in zip(asked, asked)"], ids=["for", "zip"])
+def test_what_rounds_of_a_loop_hand_on_is_what_its_body_reads_first(loop: str) -> None:
+    asked = _Asked()
+    body = "    own = rows + epoch\n    rows = own + 1\n    total += own"
+    exec(f"own = rows = total = 0\n{loop}:\n{body}\nown", {"asked": asked})
+    assert asked.names & {"own", "rows", "total"} == {"rows", "total"}

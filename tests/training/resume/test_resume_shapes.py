@@ -10,7 +10,7 @@ import pytest
 
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.journal import read_all
-from tests.support.resumed_cells import MORE_CELLS, TRAINER_PARTS
+from tests.support.resumed_cells import DATA_SET, MORE_CELLS, TRAINER_PARTS
 from tests.support.resuming import cell, dies_before, notes, results, resumed, same
 from tests.support.worlds import AgentProcess, Outcome, Ranks
 
@@ -229,6 +229,13 @@ REFUSED = {
         "import random\ndef noise():\n    numbers = random.Random(3)\n    while True: yield numbers.random()\n"
         "g = noise()\nfor step in range(24): train(torch.randn(2, 2) + next(g))\nturn",
         "'g' is or holds a generator that has been advanced",
+        "24",
+    ),
+    "a data set that rounds hand on": (
+        DATA_SET + "rows = Dataset([float(i) for i in range(24)], 'made')\n"
+        "for epoch in range(2):\n    rows = rows.shuffle(epoch)\n"
+        "    for x in DataLoader(rows, batch_size=2): train(x[:, None].expand(2, 2))\nturn",
+        "'rows' is a data set that each round of a loop makes of the one before",
         "24",
     ),
     "a comprehension": (

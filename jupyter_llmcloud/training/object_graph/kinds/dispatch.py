@@ -49,7 +49,7 @@ _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
 _STATEFUL, STATEFUL_FOLLOWED, WRAPPER = reduced.Stateful(), reduced.SavedElsewhere(), reduced.Wrapper()
 _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache(), code.Compiled()
-_ARROW = arrow.ArrowArray()
+_ARROW, DATA_SET = arrow.ArrowArray(), arrow.DataSet()
 _SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
 _LEFT_OUT = beside_python.LeftOutOfGradients()
@@ -141,7 +141,7 @@ BY_NAME: dict[str, Kind] = {
         STATEFUL_FOLLOWED, WRAPPER, _LEFT_OUT, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT,
         _COUNTING,
         _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _ARRAY_OF_CLASS, _OBJECTS, _SCALAR, _MODULE,
-        _RESTATED, _ARROW, instances.Member(),
+        _RESTATED, _ARROW, DATA_SET, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
@@ -197,6 +197,8 @@ def _kind_by_base(value: Any) -> Kind:
         return _OBJECT
     if _is_of(type(value), _COUNTS):
         return _COUNTING
+    if arrow.is_data_set(value):
+        return DATA_SET
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)

@@ -22,8 +22,8 @@ from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
 from jupyter_llmcloud.training.object_graph.graph import ANY, GRADIENT, LOSES, MAY, MUST, Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds import iterators
 from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind
-from jupyter_llmcloud.training.object_graph.kinds.dispatch import STATEFUL_FOLLOWED, TRAINED_TENSOR
-from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_in, names_written
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import DATA_SET, STATEFUL_FOLLOWED, TRAINED_TENSOR
+from jupyter_llmcloud.training.object_graph.liveness import may_be_read, may_be_read_by_body, names_in, names_written
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import CopyBytes, ObjectState
 from jupyter_llmcloud.training.resume.cell import frame_variables
@@ -91,6 +91,7 @@ class CellObjects:
         self._alive: dict[tuple[CodeType, int], set[str]] = {}
         self._names: dict[CodeType, set[str]] = {}
         self._own_names: dict[CodeType, set[str]] = {}
+        self._handed_on: set[str] = set()  # addresses of variables that rounds of the outermost loop may hand on
 
     def graph(self, scope: Scope, known: Identities | None = None) -> Graph:
         """Everything that the variables lead to. Raises NotPlain when that is too much."""
@@ -173,7 +174,12 @@ class CellObjects:
 
     def forget(self) -> None:
         """What was remembered was before something else than the training."""
-        self._state = ObjectState()
+        self._state, self._handed_on = ObjectState(), set()
+
+    def note_loop(self, frames: list[FrameType]) -> None:
+        """The outermost loop is about to begin, in the innermost of these."""
+        if frames:
+            self._handed_on = {f"{len(frames) - 1} {name}" for name in may_be_read_by_body(frames[-1])}
 
     def take(
         self, scope: Scope, graph: Graph, covered: set[int], trained: set[int], copy: CopyBytes, limit: int
@@ -185,6 +191,7 @@ class CellObjects:
         """
         graph.add_gradients(trained)
         saved = self._state.take(graph, covered, copy, limit)
+        self._refuse_data_handed_on(saved)
         for address, root in saved["roots"].items():
             where, _, name = address.partition(" ")
             root["before"] = not where.isdigit() or (where == "0" and name in scope.before)
@@ -195,6 +202,19 @@ class CellObjects:
                 "on. Give each a function of its own, or write `for batch in loader`"
             )
         return saved
+
+    def _refuse_data_handed_on(self, saved: Mapping[str, Any]) -> None:
+        """A round of the loop makes its data set of that of the round before, and rows are not saved."""
+        for address in self._handed_on & saved["roots"].keys():
+            root = saved["roots"][address]
+            node = saved["nodes"][root["value"][0]] if type(root["value"]) is list else {}
+            if node.get("kind") == DATA_SET.name and (root["changed"] or node["changed"]):
+                name = address.partition(" ")[2]
+                raise NotPlain(
+                    f"{name!r} is a data set that each round of a loop makes of the one before, and a checkpoint holds "
+                    f"no rows: a resumed cell would go on with others. Make each round's of what was there before the "
+                    f"loop, under a name of its own: epoch_{name} = {name}.shuffle(seed=epoch)"
+                )
 
     def changed_while_written(self) -> list[str]:
         """Addresses of memory that `take` left to be compared later and that has changed; the next `take` holds it."""

@@ -118,6 +118,7 @@ class CellState:
         with self._looks:
             try:
                 self._remember()
+                self._cell_objects.note_loop(self._context.frames())
             except Exception:
                 self._cell_objects.forget()  # when the training begins, it is told
 
