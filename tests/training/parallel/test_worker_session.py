@@ -48,6 +48,6 @@ def test_a_worker_that_waits_for_all_before_any_round_has_ended_holds_nobody_up(
     long = threading.Thread(target=train, daemon=True)
     long.start()
     long.join(10)
+    short.join(10)
     session.close()
     assert found == [{0: b"zero", 1: b"one"}]
-    short.join(10)

@@ -10,6 +10,7 @@ import pytest
 
 from jupyter_llmcloud.training.object_graph.graph import MUST
 from jupyter_llmcloud.training.object_graph.liveness import may_be_read_by_body
+from jupyter_llmcloud.training.resume.cell import objects
 from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
 
 DEFINED = "import functools, torch\nbank = torch.zeros(50_000)\n"
@@ -25,7 +26,10 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_a_function_of_an_earlier_cell_mentions_must_be_saved_however_it_is_wrapped(name: str) -> None:
+def test_what_a_function_of_an_earlier_cell_mentions_must_be_saved_however_it_is_wrapped(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "own_modules", dict[str, Any]().items)  # those of other tests are in this process
     namespace: dict[str, Any] = {"__name__": "__main__", "sys": sys}
     exec(DEFINED + FUNCTIONS[name], namespace)
     exec("frame = sys._getframe()", namespace)
