@@ -7,17 +7,17 @@ import torch
 from jupyter_llmcloud.training.resume.cell.optimizers import SteppedOptimizers
 
 
-def trained(drops: bool, num_steps: int) -> tuple[SteppedOptimizers, torch.optim.Optimizer]:
-    """After so many steps of a loop that drops its gradients after each, or keeps them."""
+def trained(drops: bool, num_steps: int, keeps_from: int = 1000) -> tuple[SteppedOptimizers, torch.optim.Optimizer]:
+    """After so many steps of a loop that drops its gradients after each, or keeps them, perhaps later on."""
     weight = torch.nn.Parameter(torch.ones(2))
     optimizers, optimizer = SteppedOptimizers(), torch.optim.SGD([weight], lr=0.1)
-    for _ in range(num_steps):
+    for number in range(num_steps):
         optimizers.note_batch()
         optimizers.note_backward()
         weight.sum().backward()
         optimizer.step()
         optimizers.note_step(optimizer)
-        if drops:
+        if drops and number < keeps_from:
             optimizer.zero_grad()
     return optimizers, optimizer
 
@@ -29,6 +29,11 @@ def test_a_loop_that_drops_its_gradients_has_none_after_a_step() -> None:
 
 def test_a_loop_that_keeps_its_gradients_has_some_after_a_step() -> None:
     optimizers, optimizer = trained(drops=False, num_steps=3)
+    assert optimizers.may_have_gradients(optimizer)
+
+
+def test_a_loop_that_keeps_them_after_many_steps_that_dropped_them_is_found_out() -> None:
+    optimizers, optimizer = trained(drops=True, num_steps=32, keeps_from=30)
     assert optimizers.may_have_gradients(optimizer)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_LOOKS = 8  # steps after which gradients that were always dropped are taken to be dropped
+_LOOKS = 8  # steps after which, of gradients that were always dropped, only the smallest one is looked at
 
 
 class SteppedOptimizers:
@@ -71,9 +71,12 @@ class KeptGradients:
     def look(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """A backward pass begins, the first since these optimizers have stepped."""
         for optimizer in list(optimizers):
-            if optimizer in self._kept or self._dropped.get(optimizer, 0) >= _LOOKS:
+            if optimizer in self._kept:
                 continue
-            if any(p.grad is not None and _is_set(p.grad) for group in optimizer.param_groups for p in group["params"]):
+            found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if found and self._dropped.get(optimizer, 0) >= _LOOKS:
+                found = [min(found, key=lambda gradient: gradient.numel())]
+            if any(map(_is_set, found)):
                 self._kept.add(optimizer)
             else:
                 self._dropped[optimizer] = self._dropped.get(optimizer, 0) + 1
