@@ -24,8 +24,9 @@ def moments(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> dict[s
     for name in columns:
         values = np.array([_number(row, name) for row in rows], np.float64)
         values = values[np.isfinite(values)]
-        mean = float(values.mean()) if values.size else 0.0
-        found[name] = (int(values.size), mean, float(((values - mean) ** 2).sum()))
+        with np.errstate(over="ignore", invalid="ignore"):  # `statistics` says so
+            mean = float(values.mean()) if values.size else 0.0
+            found[name] = (int(values.size), mean, float(((values - mean) ** 2).sum()))
     return found
 
 
@@ -37,7 +38,10 @@ def _number(row: Mapping[str, Any], name: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"normalize={name!r}: the column holds {value!r:.40}, which is no number.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UsageError(f"normalize={name!r}: the column holds {value!r:.40}, which is too large.") from None
 
 
 def together(parts: Iterable[Mapping[str, Moments]]) -> dict[str, Moments]:
@@ -57,14 +61,23 @@ def together(parts: Iterable[Mapping[str, Moments]]) -> dict[str, Moments]:
 
 
 def statistics(whole: Mapping[str, Moments]) -> dict[str, list[float]]:
-    """[mean, standard deviation] by column; a column that is always the same is only shifted."""
+    """[mean, standard deviation] by column; a column that is always the same is only shifted.
+
+    Raises UsageError for numbers whose squares are too large.
+    """
+    for name, (_, mean, squares) in whole.items():
+        if not math.isfinite(mean) or not math.isfinite(squares):
+            raise UsageError(
+                f"normalize={name!r}: the column holds numbers too large to be squared (their mean is {mean:g}). "
+                "Divide them first, or take their logarithm, in a step of your own."
+            )
     return {name: [mean, _deviation(n, mean, squares)] for name, (n, mean, squares) in whole.items()}
 
 
 def _deviation(n: int, mean: float, squares: float) -> float:
     """1 where there is no more of the squares than rounding leaves of values that are all the same."""
-    rounded = (4 * n * _EPSILON * mean) ** 2
-    return math.sqrt(squares / n) if squares > rounded else 1.0
+    rounded = 4 * n * _EPSILON * mean
+    return math.sqrt(squares / n) if squares > rounded * rounded else 1.0
 
 
 def normalized(row: dict[str, Any], known: Mapping[str, Sequence[float]]) -> dict[str, Any]:

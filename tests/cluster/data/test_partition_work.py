@@ -251,6 +251,14 @@ def test_a_column_that_is_always_the_same_is_only_shifted_also_where_its_mean_is
     assert features.statistics(features.moments(close, ["x"]))["x"][1] == pytest.approx(28.866, abs=0.01)
 
 
+@pytest.mark.parametrize("value", [1e200, 1.7e308, 10**400], ids=["squares", "sums", "no-float"])
+def test_numbers_too_large_to_be_normalised_are_named(value: float) -> None:
+    from jupyter_llmcloud.cluster.data import features
+
+    with pytest.raises(UsageError, match=r"normalize='x': the column holds .* too large"):
+        features.statistics(features.moments([{"x": value}, {"x": -value}, {"x": value}], ["x"]))
+
+
 # --- what is wrong --------------------------------------------------------------------------------------------------
 
 
