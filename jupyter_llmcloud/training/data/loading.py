@@ -64,17 +64,8 @@ def load(
         if value is not None:
             raise UsageError(f"{name}= is for prepared data, not for {type(source).__name__}.")
     if _is_stream(source):
-        if getattr(source, "_distributed", None) is not None:
-            raise UsageError(
-                "the stream is split by split_dataset_by_node: of its part each rank would take its share, and most "
-                "rows would come on no rank. Give the whole stream; each rank passes over it and takes its own rows."
-            )
-        can_shuffle = hasattr(source, "shuffle")
-        if shuffle and not can_shuffle:
-            raise UsageError(f"{type(source).__name__} is a stream that cannot be shuffled: shuffle=False.")
-        by = mix(seed) & 0x7FFFFFFF if can_shuffle and shuffle is not False else None
-        stream = StreamShare(source, group, last, by, buffer=1000)
-        return RankLoader(stream, f"a stream, seed {by}", batch_size=None, collate_fn=collate, num_workers=0)
+        stream, seeded = _share_of_stream(source, group, last, shuffle, seed)
+        return RankLoader(stream, f"a stream, seed {seeded}", batch_size=None, collate_fn=collate, num_workers=0)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise UsageError(
             f"{type(source).__name__} is no data set: give the folder of prepared data, or a data set of Hugging Face "
@@ -87,6 +78,22 @@ def load(
     )
     batches = RankBatches(num_rows, group, own, last)
     return RankLoader(source, identity, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
+
+
+def _share_of_stream(
+    source: Any, group: Group, last: str, shuffle: bool | None, seed: int
+) -> tuple[StreamShare, int | None]:
+    """What a rank takes of a stream, and the seed by which that is shuffled. Raises UsageError."""
+    if getattr(source, "_distributed", None) is not None:
+        raise UsageError(
+            "the stream is split by split_dataset_by_node: of its part each rank would take its share, and most "
+            "rows would come on no rank. Give the whole stream; each rank passes over it and takes its own rows."
+        )
+    can_shuffle = hasattr(source, "shuffle")
+    if shuffle and not can_shuffle:
+        raise UsageError(f"{type(source).__name__} is a stream that cannot be shuffled: shuffle=False.")
+    by = mix(seed) & 0x7FFFFFFF if can_shuffle and shuffle is not False else None
+    return StreamShare(source, group, last, by, buffer=1000), by
 
 
 def _check(

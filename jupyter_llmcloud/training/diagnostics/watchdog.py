@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,7 @@ class Watchdog:
     # --- looking ---
 
     def _watch(self) -> None:
-        self._dump = _open_dump()
+        self._dump, is_told = _open_dump(), False
         while True:
             self._active.wait()
             if not self._activity.has_begun:
@@ -95,7 +96,9 @@ class Watchdog:
             except OSError:
                 return  # the agent has gone; the control thread ends this process
             except Exception:  # of what the main thread changes meanwhile, as a group that it destroys: looked at again
-                continue
+                if not is_told:
+                    traceback.print_exc(file=sys.__stderr__)
+                is_told = True
 
     def _is_due(self, now: float, still_s: float) -> bool:
         """Whether to say something: the thread has moved, has just come to rest, or it is time for a sign of life."""
