@@ -44,6 +44,11 @@ SUPPORT = Path(__file__).parent / "support"
 # Found before all else by every Python that a test starts.
 FIRST_ON_PATH = (str(SUPPORT / "absent"), str(SUPPORT / "preloaded"))
 
+with contextlib.suppress(ImportError):  # not there beside the oldest and the newest libraries
+    from hypothesis import settings
+
+    settings.load_profile("ci")  # the same examples each time; --hypothesis-profile=default draws others
+
 _variables = pytest.StashKey[dict[str, str]]()
 _guardian = pytest.StashKey[subprocess.Popen[bytes]]()
 

@@ -197,7 +197,7 @@ def in_batches(vocabulary: Vocabulary, prompt: list[int], answer: list[int], siz
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=600)
 @given(data=st.data())
 def test_an_answer_is_what_its_tokens_add_to_the_prompt_streamed_and_whole(kind: str, data: st.DataObject) -> None:
     tokenizer, vocabulary = TOKENIZERS[kind], VOCABULARIES[kind]

@@ -131,7 +131,7 @@ def test_the_document_is_openapi_and_has_every_route() -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, derandomize=True, database=None,
+    max_examples=300,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(asked=bodies())

@@ -178,7 +178,7 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(case=st.sampled_from(cases(HONOURED) + cases(SAID) + cases(REFUSED)), value=ANYTHING)
 def test_a_value_of_any_kind_is_taken_or_refused_by_the_name_of_its_parameter(
     case: tuple[str, str, Any], value: Any

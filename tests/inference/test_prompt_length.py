@@ -88,7 +88,7 @@ def loaded_with(tokenizer: Any, context: int) -> LoadedModel:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25)
 @given(
     parts=st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from([1, 7, 60, 900, 4000])), min_size=1, max_size=8)
 )

@@ -265,7 +265,7 @@ def written(draw: st.DrawFn) -> tuple[Callable[[], AnswerParser], list[str]]:
     ), pieces
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400)
 @given(case=written())
 def test_however_an_answer_is_cut_it_is_read_the_same(case: tuple[Callable[[], AnswerParser], list[str]]) -> None:
     new_parser, pieces = case
@@ -275,7 +275,7 @@ def test_however_an_answer_is_cut_it_is_read_the_same(case: tuple[Callable[[], A
         text.encode()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(case=written())
 def test_no_word_of_an_answer_is_lost(case: tuple[Callable[[], AnswerParser], list[str]]) -> None:
     new_parser, pieces = case

@@ -50,7 +50,7 @@ WRONG = (
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 @given(case=st.sampled_from(WHOLE), cuts=st.lists(st.integers(0, 200), max_size=12))
 def test_however_the_bytes_come_the_answer_is_the_same(case: tuple[bytes, bytes, bool], cuts: list[int]) -> None:
     sent, body, keeps = case

@@ -74,9 +74,10 @@ class Restorer:
         self._taken: set[int] = set()
         self._pending: list[tuple[str, Kind, Any, Node, bool]] = []
         self._ready: list[tuple[str, Kind, Any, Node, list[Any]]] = []  # of which all that they consist of is known
+        # Who stood there when the training began has its place, and so has what was not saved: it can be nowhere else.
         self._reserved = {
-            id(found) for address, node in nodes.items()
-            if node["known"] and (found := live.paths.get(address, _MISSING)) is not _MISSING
+            id(found): address for address, node in nodes.items()
+            if (node["known"] or not _is_saved(node)) and (found := live.paths.get(address, _MISSING)) is not _MISSING
         }  # fmt: skip
 
     def value(self, saved: Any) -> Any:
@@ -120,7 +121,8 @@ class Restorer:
         found = self.live.paths.get(address, _MISSING)
         if found is _MISSING and "path" in node and node["kind"] not in _KNOWN_EVERYWHERE:
             found = self.live.paths.get(node["path"], _MISSING)  # another one had its place when the training began
-        if found is _MISSING or id(found) in self._taken or (not node["known"] and id(found) in self._reserved):
+        is_reserved = not node["known"] and self._reserved.get(id(found), address) != address
+        if found is _MISSING or id(found) in self._taken or is_reserved:
             return _MISSING
         if isinstance(found, Region):
             fits = node["kind"] == "memory" and [len(found), found.device] == node["head"]
@@ -274,6 +276,10 @@ class Restorer:
         if type(item) is not list:
             return type(item) is type(wanted) and type(item) in SIMPLE and (item == wanted or item != item)
         return self.live.entries[item[0]].value is wanted
+
+
+def _is_saved(node: Node) -> bool:
+    return ("bytes" if node["kind"] == "memory" else "items") in node
 
 
 def _is_in(address: str, below: Collection[str] | None) -> bool:

@@ -15,13 +15,13 @@ def rows_of(order: RowOrder) -> list[int]:
     return [order[place] for place in range(len(order))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3000), st.integers(0, 1 << 40), st.integers(0, 100))
 def test_a_shuffle_holds_every_row_once(num_rows: int, seed: int, epoch: int) -> None:
     assert sorted(rows_of(shuffled(num_rows, seed, epoch))) == list(range(num_rows))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 40), st.integers(0, 1 << 40))
 def test_windows_hold_every_row_once(groups: list[int], window: int, seed: int) -> None:
     assert sorted(rows_of(WindowOrder(groups, window, seed, 0))) == list(range(sum(groups)))

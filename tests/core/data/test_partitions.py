@@ -18,7 +18,7 @@ files = st.lists(st.integers(1, 500), min_size=1, max_size=20).map(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(files, st.integers(1, 300))
 def test_every_byte_is_in_one_piece(found: list[SourceFile], partition_bytes: int) -> None:
     pieces = [piece for partition in cut(found, "text", partition_bytes) for piece in partition.pieces]
@@ -30,7 +30,7 @@ def test_every_byte_is_in_one_piece(found: list[SourceFile], partition_bytes: in
         assert all(a[1] == b[0] for a, b in pairwise(bounds))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(files, st.integers(1, 300))
 def test_a_partition_is_no_larger_than_asked_unless_one_line_file_is(
     found: list[SourceFile], partition_bytes: int

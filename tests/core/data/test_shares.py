@@ -18,7 +18,7 @@ def taken(shares: EpochShares, steps: int | None = None) -> list[int]:
 sizes = st.integers(1, 7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(7, 400), st.integers(0, 30), sizes)
 def test_every_row_is_taken_once_in_order(num_rows: int, more: int, ranks: int) -> None:
     shares = EpochShares(num_rows, ranks + more, ranks)
@@ -26,7 +26,7 @@ def test_every_row_is_taken_once_in_order(num_rows: int, more: int, ranks: int) 
     assert all(len(shares.places(step, rank)) for step in range(shares.num_steps) for rank in range(ranks))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(50, 400), st.integers(7, 20), sizes, sizes, st.integers(0, 3))
 def test_another_world_goes_on_at_the_row_where_the_first_one_was(
     num_rows: int, batch: int, before: int, after: int, steps: int

@@ -36,7 +36,7 @@ def test_the_text_of_a_tick_is_its_value() -> None:
     assert texts(plan(points([2.300001, 2.300002])).values)[:2] == ["2.300001", "2.30000125"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(values=st.lists(numbers, min_size=1, max_size=20), begin=st.integers(0, 10**9), gap=st.integers(1, 10**6))
 def test_every_axis_has_two_ticks_or_more_inside_and_told_apart(values: list[float], begin: int, gap: int) -> None:
     shown = plan(points(values, [begin + gap * n for n in range(len(values))]))

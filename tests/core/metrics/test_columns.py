@@ -26,7 +26,7 @@ def plain(point: Point) -> tuple[object, ...]:
     return point.step, mean, point.low, point.high, point.num_ranks, point.num_not_finite, point.time, point.epoch
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @example(7, 2, 2)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 400))
 def test_a_front_end_that_replaces_tails_has_what_the_whole_series_gives(seed: int, num_ranks: int, steps: int) -> None:

@@ -29,7 +29,7 @@ def request(**tensor: Any) -> bytes:
     return json.dumps({"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2], **tensor}]}).encode()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(DTYPES).flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=3, max_side=4))))
 def test_what_is_told_is_read_as_the_same_tensor(array: Any) -> None:
     tensor = Tensor.of("x", array)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from tests.support.object_graphs import Names, resumed  # noqa: E402
@@ -147,8 +147,9 @@ def shared(names: Names) -> list[tuple[int, int]]:
     return [(a, b) for a in range(len(arrays)) for b in range(a) if np.shares_memory(arrays[a], arrays[b])]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32))
+@example(37650764)  # another table takes the place of one that is kept elsewhere, part of which was not saved
 def test_whatever_changes_is_restored_exactly_with_what_it_shares(seed: int) -> None:
     def make() -> Names:
         source, pool = random.Random(seed), []
