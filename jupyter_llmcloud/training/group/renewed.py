@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh
 
+_MANY = 10_000  # objects that are looked at together
+
 
 class Description(NamedTuple):
     """What is needed to make a group again. Groups of this name are one group, on whichever rank."""
@@ -130,11 +132,12 @@ def _count_on(names: Iterable[str]) -> None:
 def put_in_place(swaps: Iterable[tuple[Any, Any]], exempt: Iterable[Any] = ()) -> None:
     """Whatever holds the first of a pair holds the second from now on: attributes, containers, closures."""
     pending = {id(former): (former, present) for former, present in swaps}
-    kept = {id(container) for container in exempt}
+    untracked = _untracked()
+    kept = {id(container) for container in (*exempt, *untracked)}
     while pending:
         formers = [former for former, _ in pending.values()]
         kept |= {id(formers), *map(id, pending.values())}
-        holders = [*gc.get_referrers(*formers), *_unseen_holders(pending.keys())]
+        holders = [*gc.get_referrers(*formers), *_unseen_holders(pending.keys(), untracked)]
         rebuilt: dict[int, tuple[Any, Any]] = {}
         for holder in [holder for holder in holders if id(holder) not in kept]:
             if type(holder) is tuple:  # cannot be changed: whoever holds it gets another one
@@ -144,20 +147,35 @@ def put_in_place(swaps: Iterable[tuple[Any, Any]], exempt: Iterable[Any] = ()) -
         pending = rebuilt
 
 
-def _unseen_holders(wanted: Collection[int]) -> Iterator[Any]:
-    """What the garbage collector does not tell: frozen namespaces, dicts and tuples of nothing it looks after.
-
-    A group is no object that it looks after, and a dict of groups is none then either; what holds such a dict is.
-    """
-    modules = [module for module in list(sys.modules.values()) if type(module) is types.ModuleType]
-    for namespace in map(vars, modules):
+def _unseen_holders(wanted: Collection[int], untracked: list[list[Any]]) -> Iterator[Any]:
+    """What the garbage collector does not tell: frozen namespaces, dicts and tuples of nothing it looks after."""
+    for namespace in _namespaces():
         if any(id(value) in wanted for value in list(namespace.values())):
             yield namespace
-    for holder in [*gc.get_objects(), *map(vars, modules)]:
-        for value in gc.get_referents(holder):
-            is_untracked = type(value) in (dict, tuple) and not gc.is_tracked(value)
-            if is_untracked and any(id(inner) in wanted for inner in gc.get_referents(value)):
-                yield value
+    for values in untracked:
+        if not set(wanted).isdisjoint(map(id, gc.get_referents(*values))):
+            yield from (value for value in values if any(id(inner) in wanted for inner in gc.get_referents(value)))
+
+
+def _untracked() -> list[list[Any]]:
+    """Dicts and tuples that the garbage collector has not to look after, many at a time.
+
+    A group is no object that it looks after, and a dict of groups is none then either; what holds such a dict is. A
+    notebook may hold millions of objects, the rows of a data set: nearly all is done in C.
+    """
+    objects = gc.get_objects()
+    objects += _namespaces()
+    found = []
+    while objects:  # which is empty in the end: something in it may lead to it
+        part = objects[-_MANY:]
+        del objects[-_MANY:]
+        values = gc.get_referents(*part)
+        found.append([value for value in values if type(value) in (dict, tuple) and not gc.is_tracked(value)])
+    return found
+
+
+def _namespaces() -> list[dict[str, Any]]:
+    return [vars(module) for module in list(sys.modules.values()) if type(module) is types.ModuleType]
 
 
 def _present(pending: dict[int, tuple[Any, Any]], value: Any) -> Any:

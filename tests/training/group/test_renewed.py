@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import functools
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,6 +160,18 @@ class Group:
 @pytest.fixture
 def pair() -> tuple[Group, Group]:
     return Group(), Group()
+
+
+def test_what_is_let_go_of_after_the_search_is_freed_at_once(pair: tuple[Group, Group]) -> None:
+    batch = Group()
+    freed = weakref.ref(batch)
+    gc.disable()
+    try:
+        put_in_place([pair])
+        del batch
+        assert freed() is None  # the list of all objects that were looked through would hold it until a collection
+    finally:
+        gc.enable()
 
 
 def test_whatever_holds_a_former_group_holds_the_new_one(pair: tuple[Group, Group]) -> None:
