@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,19 @@ def folder(tmp_path: Path) -> SweepFolder:
     return folder
 
 
-def while_somebody_looks(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, act: object) -> None:
+def while_somebody_looks(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """`act` in another thread, at the moment in which somebody who looks at the sweep holds its lock."""
     flock, done = fcntl.flock, threading.Event()
     first = threading.get_ident()
 
+    def act_and_say() -> None:
+        act()
+        done.set()
+
     def look_slowly(lock: int, how: int) -> None:
         flock(lock, how)
         if threading.get_ident() == first:
-            thread = threading.Thread(target=lambda: (act(), done.set()))  # type: ignore[operator]
-            thread.start()
+            threading.Thread(target=act_and_say).start()
             done.wait(0.02)
 
     monkeypatch.setattr(sweeps.fcntl, "flock", look_slowly)
