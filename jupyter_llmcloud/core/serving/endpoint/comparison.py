@@ -33,7 +33,7 @@ class RevisionAnswer:
     """How a revision answered one request.
 
     Attributes:
-        seconds: from the first byte of the request to the last of the answer.
+        seconds: from when a replica was asked to the last byte of its answer; a shadow has no queue before it.
         failed: by a fault of its own.
         answer: what `read_answer` gives; None when that is not known.
     """

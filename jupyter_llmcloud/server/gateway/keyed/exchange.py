@@ -168,7 +168,7 @@ class Exchange:
             record = proxy.record()
             if shadow is not None and answered is not None and record.outcome == "done":
                 failed = record.status >= 500
-                shadow.answered(record.duration_s, failed, answered.content_type, answered.answer())
+                shadow.answered(proxy.answer_s, failed, answered.content_type, answered.answer())
             trace.end(record)
             services.requests.end(self.open, record, proxy.unknown_usage(), endpoint.rates)
 
