@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
+import re
 from collections.abc import AsyncIterator
 
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
@@ -10,10 +13,21 @@ from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, encod
 from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
 AGENT_SOCKET = "agent.sock"
+_BRIDGE = re.compile(r"b[0-9a-f]{12}\.sock")
 NEXT_AGENT = "LLMCLOUD_NEXT_AGENT"  # SECONDS:PATH, told to a zygote: see there
 MAX_BUFFERED = 256 << 20  # bytes waiting for a reader that does not read; beyond it is cut off and can attach again
 UNHURRIED_S = 0.02
 MAX_READ = 1 << 20
+
+
+def bridge_name(target: str) -> str:
+    """The file name of a socket here that stands for `target`, a socket on another host."""
+    return f"b{hashlib.sha256(target.encode()).hexdigest()[:12]}.sock"
+
+
+def is_bridge(address: str) -> bool:
+    """Whether a socket stands for one of another host. It ends with the process that holds it, and no agent with it."""
+    return _BRIDGE.fullmatch(os.path.basename(address)) is not None
 
 
 class Connection:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.connection import is_bridge
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.cluster.clusters import ClusterPool
@@ -63,6 +64,8 @@ class ClusterAccess:
 
     async def agent(self, address: str) -> AgentConnection:
         """A connection to the node agent at `address`; raises ConnectionLost."""
+        if is_bridge(address):  # which a server before this one may have left: it stands again with the pool
+            await self.pool()
         return await self.open_agent(address)
 
     async def names(self) -> set[str]:

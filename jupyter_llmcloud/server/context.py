@@ -142,8 +142,9 @@ class ServerContext:
         return SeriesWindows()
 
     async def started(self) -> None:
-        """Wait until the endpoints that this server inherits are known again."""
-        if self._started is None:
+        """Wait until the endpoints that this server inherits are known again. What has failed is tried again."""
+        failed = self._started is not None and self._started.done() and self._started.exception() is not None
+        if self._started is None or failed:
             self._started = asyncio.ensure_future(self._start())
         await asyncio.shield(self._started)
 

@@ -12,6 +12,8 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.http import clusters, endpoints, keys, runs, worlds
 from jupyter_llmcloud.protocol.http.decoding import decode_body, decode_query
 from jupyter_llmcloud.protocol.http.openai.batches import CreateBatch
+from jupyter_llmcloud.protocol.http.search.sweeps import SweepQuery
+from jupyter_llmcloud.protocol.http.series import SeriesQuery
 
 
 def refusal(kind: Any, body: Any) -> str:
@@ -28,6 +30,7 @@ def refusal(kind: Any, body: Any) -> str:
         (clusters.StartCluster, {"workers": 1.5}, "workers must be int, not 1.5."),
         (clusters.StartCluster, {"options": []}, "options must be dict, not []."),
         (clusters.ScaleCluster, {"workers": 20_000}, "workers 20000 is not possible: 0 to 10000."),
+        (clusters.ScaleCluster, {"workers": 10**400}, f"workers 1{'0' * 79} is not possible: 0 to 10000."),
         (worlds.AskPlacement, {"num_ranks": 0}, "num_ranks 0 is not possible: at least 1."),
         (worlds.AskPlacement, {"ticket": "x" * 65}, "ticket has 65 characters: 64 at most."),
         (endpoints.StartEndpoint, {}, "target must be str, and is missing."),
@@ -107,6 +110,31 @@ def test_a_wrong_query_is_refused_by_name_and_value(query: dict[str, str], words
     with pytest.raises(UsageError) as refused:
         decode_query(runs.RunsQuery, query)
     assert str(refused.value) == words
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "words"),
+    [
+        (SweepQuery, {"wait_s": "nan"}, "wait_s='nan' is not a number from 0 to 20."),
+        (SweepQuery, {"seen": "x"}, "seen='x' is not a number."),
+        (SeriesQuery, {"metric": "loss", "from": "nan"}, "from='nan' is not a number."),
+    ],
+    ids=["a-wait", "a-version", "a-step"],
+)
+def test_what_is_no_number_is_refused_where_there_are_no_bounds_too(
+    kind: Any, query: dict[str, str], words: str
+) -> None:
+    """A chart from step NaN on was one of no values."""
+    with pytest.raises(UsageError) as refused:
+        decode_query(kind, query)
+    assert str(refused.value) == words
+
+
+def test_a_number_in_a_query_is_the_one_that_is_written() -> None:
+    """The default, when it was said, was refused; of many digits the first ones were taken."""
+    assert decode_query(SweepQuery, {"seen": "-1"}) == SweepQuery()
+    assert decode_query(runs.RecordsQuery, {"rank": "0" * 30 + "5"}).rank == 5
+    assert decode_query(SeriesQuery, {"metric": "loss", "from": "-inf", "to": "2.5"}).to == 2.5
 
 
 def test_in_a_query_what_is_empty_is_left_out_and_other_names_are_let_be() -> None:

@@ -197,6 +197,8 @@ async def test_what_is_wrong_with_a_form_or_a_batch_is_said(client: Client) -> N
         assert answer.status_code == 400 and hint in error["message"] and error["code"] == "invalid_value"
         assert error["param"] in (hint, None)
     assert (await client.ask("POST", "batches", {"input_file_id": "file-no", "endpoint": URL})).status_code == 404
+    begun = await client.ask("POST", "batches", {"input_file_id": file, "endpoint": URL, "completion_window": "30m\n"})
+    assert begun.json()["completion_window"] == "30m"
 
 
 async def test_a_batch_ends_when_its_key_is_revoked(client: Client) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -150,3 +153,59 @@ async def test_a_run_without_checkpoints_cannot_be_followed_and_says_how_it_coul
     assert refused.status_code == 422 and "--checkpoint-every" in refused.json()["message"]
     missing = await server.ask("POST", "llmcloud/api/endpoints", {"target": "nothing", "follow": True})
     assert missing.status_code == 404
+
+
+# --- without a server ---
+
+
+async def followed(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], str]:
+    """What an endpoint that serves step 2 is given of a run until that has ended, and what became of it."""
+    monkeypatch.setattr(follow, "EVERY_S", 0.01)
+    served = [run.path / "served" / "step-2"]
+
+    async def serve(model: follow.RunModel) -> None:
+        served.append(model.folder)
+
+    following = follow.FollowedRun(run, serve, lambda: (2, served[-1]), logging.getLogger("test"))
+    return served, await asyncio.wait_for(following.follow(), 20)
+
+
+async def test_the_model_of_a_run_that_ends_in_the_moment_in_which_it_is_looked_at_is_served(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had left one after the look and before the question whether it goes on: nothing was served any more."""
+    run, record = begin_run(checkpoint_every=2)
+    look, looks = follow.newest_model, list[int]()
+
+    def ends_after_the_first(folder: RunFolder, than: int | None = None) -> follow.RunModel | None:
+        found = look(folder, than)
+        if not looks:
+            record.state, record.artifacts = "finished", {"model": "model"}
+            run.write(record)
+        looks.append(1)
+        return found
+
+    monkeypatch.setattr(follow, "newest_model", ends_after_the_first)
+    served, outcome = await followed(run, monkeypatch)
+    assert (served[-1], outcome) == (run.path / "model", "the run has ended")
+
+
+@pytest.mark.parametrize(("num_refused", "is_served"), [(3, True), (100, False)], ids=["for-a-moment", "for-good"])
+async def test_the_last_model_of_a_run_is_served_after_a_disk_has_refused_it_for_a_moment(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch, num_refused: int, is_served: bool
+) -> None:
+    run, record = begin_run(checkpoint_every=2)
+    record.state, record.artifacts = "finished", {"model": "model"}
+    run.write(record)
+    look, looks = follow.newest_model, list[int]()
+
+    def refuses(folder: RunFolder, than: int | None = None) -> follow.RunModel | None:
+        looks.append(1)
+        if len(looks) <= num_refused:
+            raise OSError(errno.EIO, "Input/output error")
+        return look(folder, than)
+
+    monkeypatch.setattr(follow, "newest_model", refuses)
+    served, outcome = await followed(run, monkeypatch)
+    assert (served[-1] == run.path / "model") is is_served
+    assert outcome == "the run has ended" if is_served else "Input/output error" in outcome

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -309,3 +311,42 @@ class TestBehindJupyterHub:
         for user, number in (("ada", 1), ("bob", 0)):
             assert len((await self.ask(server, user, "GET", "keys/usage")).json()["usage"]) == number
             assert len((await self.ask(server, user, "GET", "keys/alerts")).json()["alerts"]) == number
+
+    async def test_a_guest_is_told_of_own_keys_alone_as_they_change(self, server: Server) -> None:
+        """REST showed a guest the guest's own keys, and the events all of them: labels, owners, scopes."""
+        subscribe = json.dumps([{"type": "subscribe", "topics": ["keys"]}])
+        sessions: dict[str, str] = {}
+
+        async def seen(user: str, messages: str = "") -> set[str]:
+            known = sessions.get(user, "")
+            query = {"session": known, "received": str(numbers.get(user, 0)), "messages": messages, "wait_s": "1"}
+            answer = (await self.ask(server, user, "GET", f"events/poll?{urlencode(query)}")).json()
+            sessions[user], numbers[user] = answer["session"], answer["number"]
+            items = [item for message in answer["messages"] for item in message.get("items", [message.get("item")])]
+            return {item["owner"] for item in items if item}
+
+        numbers: dict[str, int] = {}
+        for user in ("ada", "bob"):
+            await self.ask(server, user, "POST", "keys", {"scopes": ["models:read"], "label": f"of {user}"})
+        for user, owners in (("ada", {"ada", "bob"}), ("root", {"ada", "bob"}), ("bob", {"bob"})):
+            told = await seen(user, subscribe)
+            while not told:
+                told = await seen(user)
+            assert told == owners
+        await self.ask(server, "ada", "POST", "keys", {"scopes": ["models:read"]})
+        await self.ask(server, "bob", "POST", "keys", {"scopes": ["models:read"]})
+        told = await seen("bob")
+        while not told:
+            told = await seen("bob")
+        assert told == {"bob"}
+
+    async def test_a_guests_alerts_are_not_pushed_out_by_those_of_others(self, server: Server) -> None:
+        keys = {}
+        for user in ("ada", "bob"):
+            keys[user] = (await self.ask(server, user, "POST", "keys", {"scopes": ["models:read"]})).json()["id"]
+        server.context.audit.tell("server", "key.alert", keys["bob"], rule="only refused", what="x")
+        for _ in range(3):
+            server.context.audit.tell("server", "key.alert", keys["ada"], rule="only refused", what="x")
+        for user, number in (("ada", 2), ("bob", 1)):
+            rows = (await self.ask(server, user, "GET", "keys/alerts?limit=2")).json()["alerts"]
+            assert len(rows) == number

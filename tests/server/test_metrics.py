@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.server.answers.copied_answers import CACHE
+from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
 from jupyter_llmcloud.server.gateway import metrics
-from jupyter_llmcloud.server.gateway.tracing import trace_context
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace, trace_context
 from jupyter_llmcloud.storage.server_state import RequestRecord
 from tests.support.server_parts import Server, until
 
@@ -151,3 +153,44 @@ class TestOpenTelemetry:
         assert span.attributes["gen_ai.request.model"] == "tiny" and span.attributes["gen_ai.usage.output_tokens"] == 5
         assert span.attributes["llmcloud.actor"] == f"key:{key.split('-')[2]}"
         assert key.split("-")[3] not in str(span.attributes) and "headers" not in str(dict(span.attributes).values())
+
+    @pytest.mark.parametrize(
+        ("route", "name", "operation"),
+        [
+            ("chat/completions", "POST /llmcloud/v1/chat/completions", "chat"),
+            ("responses", "POST /llmcloud/v1/responses", "chat"),
+            ("completions", "POST /llmcloud/v1/completions", "text_completion"),
+            ("embeddings", "POST /llmcloud/v1/embeddings", "embeddings"),
+            ("tokenize", "POST /llmcloud/v1/tokenize", None),
+            ("v2/infer", "POST /llmcloud/v2/infer", None),
+        ],
+    )
+    def test_a_span_is_named_after_what_was_asked(
+        self, spans: Any, route: str, name: str, operation: str | None
+    ) -> None:
+        """Vectors and classes were text completions, and v2 was said to lie below v1."""
+        RequestTrace({}, route, "tiny", "req-1").end(RequestRecord("req-1", "me", "tiny", route, 200, 0.1))
+        [span] = spans.get_finished_spans()
+        assert (span.name, span.attributes.get("gen_ai.operation.name")) == (name, operation)
+
+    async def test_an_answer_that_is_given_again_is_a_span_too(
+        self, spans: Any, server: Server, model: Path, jp_serverapp: Any
+    ) -> None:
+        """It was begun, and never ended."""
+        await server.serve(model)
+        key = await server.key()
+
+        class Cache:
+            is_on = True
+
+            async def get(self, _: str) -> CachedAnswer:
+                return CachedAnswer("application/json", b"{}")
+
+        jp_serverapp.web_app.settings[CACHE] = Cache()
+        try:
+            body = {"model": "tiny", "prompt": "a", "temperature": 0}
+            assert (await server.ask("POST", "llmcloud/v1/completions", body, key)).content == b"{}"
+        finally:
+            del jp_serverapp.web_app.settings[CACHE]
+        [span] = spans.get_finished_spans()
+        assert span.attributes["llmcloud.outcome"] == "cached"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from jupyter_llmcloud.server.recorded.run_metrics import RunCollector
@@ -43,3 +44,15 @@ def test_a_root_without_runs_and_a_folder_without_a_record_are_no_error(tmp_path
     assert told(collector) == {}
     (tmp_path / "runs/half").mkdir(parents=True)
     assert told(collector) == {}
+
+
+def test_what_is_no_run_is_not_counted_and_a_folder_that_cannot_be_read_hides_no_other_metric(tmp_path: Path) -> None:
+    store, collector = RunStore(tmp_path), RunCollector()
+    store.folder("a-1").create(RunRecord("a-1", "a", "finished", 1.0, 2.0), "")
+    shutil.copytree(store.path / "a-1", store.path / "a-1 (copy)")  # as a file manager does
+    collector.add(collector, store)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/runs").write_text("no folder")
+    collector.add(self := object(), RunStore(tmp_path / "other"))
+    assert told(collector) == {("llmcloud_runs", "finished"): 1}
+    collector.discard(self)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from jupyter_llmcloud.errors import Busy, UsageError
+from jupyter_llmcloud.errors import Busy, ConnectionLost, UsageError
+from jupyter_llmcloud.protocol.agent_messages import Describe, Execute
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.storage.runs import RunRecord
 from tests.server.test_server_routes import make_run
@@ -36,6 +38,7 @@ class NoRoom:
         ({}, 400, "source must be str"),
         ({"source": "if"}, 400, "SyntaxError"),
         ({"source": "\0"}, 400, "Nothing was started"),
+        ({"source": "-" * 100_000 + "1"}, 400, "Nothing was started"),
         ({"source": "1", "sepc": {}}, 400, "field 'sepc' is not known here: source, spec, script are."),
         ({"source": "1", "spec": {"pull": "x"}}, 400, "spec.pull is not known here: nproc, cluster, name,"),
         ({"source": "1", "spec": {"precision": "fp7"}}, 400, "Choose one of no, bf16, fp16, fp8"),
@@ -107,6 +110,44 @@ async def test_a_run_that_cannot_be_brought_to_its_agent_has_failed(
     folder = server.context.runs.folder(told["run_id"])
     await until(lambda: folder.read().state == "failed", "it has failed")
     assert folder.read().errors[0]["ename"] == "ConnectionLost"
+
+
+async def test_a_run_whose_agent_took_it_in_the_moment_in_which_the_connection_broke_goes_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told as failed, and trained on."""
+
+    async def place(*_: Any, **__: Any) -> dict[str, Any]:
+        agents = [{"address": "/there/agent.sock", "home": "/there/agent.sock", "num_ranks": 1}]
+        return {"cluster": "c", "world_id": "w", "agents": agents, "num_ranks": 1, "started": False}
+
+    class Agent:
+        async def __aenter__(self) -> Agent:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def request(self, message: Any, timeout_s: float | None = None) -> Any:
+            if isinstance(message, Describe):
+                return SimpleNamespace(worlds=[{"world_id": "w"}])
+            if isinstance(message, Execute):
+                folder = server.context.runs.folder(message.run_id)
+                record = folder.read()
+                record.state = "running"
+                folder.write(record)
+                raise ConnectionLost("the node agent has gone.")
+            return None
+
+    async def open_agent(_: str) -> Any:
+        return Agent()
+
+    monkeypatch.setattr(server.pool, "place", place)
+    monkeypatch.setattr(server.context.clusters, "open_agent", open_agent)
+    told = (await server.ask("POST", RUNS, {"source": "1"})).json()
+    await until(lambda: not len(server.context.starts), "it is on its way no more")
+    assert server.context.runs.folder(told["run_id"]).read().state == "running"
+    assert (await server.ask("GET", f"{RUNS}/{told['run_id']}")).json()["state"] == "running"
 
 
 async def test_who_ends_the_server_ends_what_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, UsageError
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, StartWorld
+from jupyter_llmcloud.protocol.connection import bridge_name
 from jupyter_llmcloud.server.api import run_states
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
@@ -153,3 +157,135 @@ def test_a_run_without_an_agent_is_lost_when_the_kernel_that_starts_it_has_gone(
     if alive:
         with pytest.raises(UsageError, match="interrupt the kernel"):
             asyncio.run(context.run_states.stop(folder.read()))
+
+
+@pytest.mark.parametrize("owner", ["server", "kernel"])
+def test_what_is_known_of_a_run_from_before_its_agent_had_it_does_not_end_it(
+    context: ServerContext, own_root: Path, owner: str
+) -> None:
+    """A list of many runs takes a while: what was queued when its record was read is running when it is asked."""
+    folder = RunStore().folder("begun-1")
+    gone = {"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}
+    about: dict[str, Any] = {"owner": "server:0123456789abcdef"} if owner == "server" else {"starter": gone}
+    folder.create(RunRecord("begun-1", "begun", created=time.time(), **about), "x = 1")
+    read_before = folder.read()
+    folder.write(RunRecord("begun-1", "begun", "running", agent=str(own_root / "agent.sock"), world_id="w", **about))
+    assert asyncio.run(context.run_states.true_state(read_before)) == "running"
+    assert folder.read().state == "running"
+
+
+def test_what_is_known_of_a_leader_says_nothing_of_the_one_after_it(
+    context: ServerContext, make_run: Callable[..., Any], own_root: Path
+) -> None:
+    folder = make_run("moved", plain=True)
+    read_before = folder.read()
+    folder.write(RunRecord("moved", "moved", "running", agent=str(own_root / "next.sock"), host="two", world_id="w"))
+    assert asyncio.run(context.run_states.true_state(read_before)) == "running"
+    assert folder.read().state == "running"
+
+
+def test_a_run_whose_folder_is_removed_while_its_agent_is_looked_for_is_lost(
+    context: ServerContext, make_run: Callable[..., Any]
+) -> None:
+    folder = make_run("removed", plain=True)
+    record = folder.read()
+    shutil.rmtree(folder.path)
+    assert asyncio.run(context.run_states.true_state(record)) == "lost"
+
+
+def bridged(own_root: Path, make_run: Callable[..., Any]) -> tuple[RunFolder, Path]:
+    """A run on another host, and the socket here that stands for its agent as long as a server holds it."""
+    folder = make_run("far", plain=True)
+    socket_path = own_root / "c" / "1" / bridge_name("/there/agent.sock")
+    socket_path.parent.mkdir(parents=True)
+    record = folder.read()
+    record.agent = str(socket_path)
+    folder.write(record)
+    return folder, socket_path
+
+
+class AnsweringAgent:
+    """A connection to an agent that leads the run."""
+
+    async def __aenter__(self) -> AnsweringAgent:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def request(self, message: Describe) -> Any:
+        return SimpleNamespace(worlds=[{"world_id": "w"}])
+
+
+async def test_a_run_on_another_host_is_not_lost_with_the_server_that_stood_for_its_agent(
+    context: ServerContext, make_run: Callable[..., Any], own_root: Path
+) -> None:
+    """The next one stands there again, with the clusters that it takes up: its agent is asked then."""
+    folder, path = bridged(own_root, make_run)
+
+    async def make_pool() -> Any:
+        path.touch()
+        return SimpleNamespace()
+
+    async def open_agent(address: str) -> Any:
+        try:
+            os.stat(address)
+        except FileNotFoundError as error:
+            raise ConnectionLost(f"{address} does not answer: {error}") from None
+        return AnsweringAgent()
+
+    context.clusters.make_pool, context.clusters.open_agent = make_pool, open_agent
+    assert await context.run_states.true_state(folder.read()) == folder.read().state == "running"
+
+
+async def test_a_run_on_another_host_is_lost_for_good_with_its_cluster_alone(
+    context: ServerContext, make_run: Callable[..., Any], own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = bridged(own_root, make_run)
+
+    async def make_pool() -> Any:
+        return SimpleNamespace()
+
+    context.clusters.make_pool = make_pool
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # of a server that was killed
+    for _ in range(2):
+        assert await context.run_states.true_state(folder.read()) == "running"
+        path.unlink(missing_ok=True)
+    monkeypatch.setattr(run_states, "SILENT_S", 0.0)
+    assert await context.run_states.true_state(folder.read()) == "lost", "nobody has reached it for long"
+    assert folder.read().state == "running", "until it is heard again"
+    with pytest.raises(ConnectionLost):
+        await context.run_states.stop(folder.read())
+    shutil.rmtree(path.parent)
+    assert await context.run_states.true_state(folder.read()) == folder.read().state == "lost"
+
+
+async def test_a_run_that_has_moved_on_a_cluster_of_another_server_is_not_ended_by_one_that_cannot_ask(
+    context: ServerContext, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second server took what it does not know for gone, and claimed the lead 90 s later: the run was lost."""
+    folder = make_run("wide")
+    record = folder.read()
+    record.agent, record.host, record.cluster = "/there/agent.sock", "two", "of-another"
+    folder.write(record)
+
+    class Pool:
+        async def agents(self, name: str | None) -> list[Any]:
+            raise NotFound(f"there is no cluster {name!r}.")
+
+    async def make_pool() -> Any:
+        return Pool()
+
+    context.clusters.make_pool = make_pool
+    monkeypatch.setattr(run_states, "TAKEOVER_S", 0.0)
+    started = psutil.Process().create_time()
+    other = ClusterRecord(
+        "0123abcd", "of-another", "ssh", state="running", owner_pid=os.getpid(), owner_started=started
+    )
+    other.save()
+    assert await context.run_states.true_state(folder.read()) == folder.read().state == "running"
+    with pytest.raises(ConnectionLost, match="of another server"):
+        await context.run_states.stop(folder.read())
+    other.forget()
+    assert await context.run_states.true_state(folder.read()) == folder.read().state == "lost"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 from jupyter_llmcloud.cluster.tunnel.pump import carry
 from jupyter_llmcloud.cluster.tunnel.relay import SocketRoutes
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
-from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
+from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, bridge_name
 from jupyter_llmcloud.protocol.frames import encode
 from jupyter_llmcloud.protocol.rpc import refusal
 from jupyter_llmcloud.system import unix_sockets
@@ -91,8 +90,7 @@ class Bridges:
         async with self._starting:
             bridge = self._bridges.get(target)
             if bridge is None:
-                path = self._folder / f"b{hashlib.sha256(target.encode()).hexdigest()[:12]}.sock"
-                bridge = Bridge(path, self._routes, worker, name, target)
+                bridge = Bridge(self._folder / bridge_name(target), self._routes, worker, name, target)
                 await bridge.start()
                 self._bridges[target] = bridge
                 self._save()

@@ -7,7 +7,7 @@ PSI = sum over bins of (p - q) ln(p / q), where p and q are the shares of a bin 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,19 +38,28 @@ class QuantityDrift:
 def population_stability(earlier: Sequence[float], recent: Sequence[float], num_bins: int = NUM_BINS) -> float:
     """The index of two samples, by bins that hold equal shares of the earlier one.
 
-    An empty bin counts as half a value, so that the index of finite samples is finite.
+    A value that fills a bin by itself has one, or what lies below it would be counted with it: of ratings that were all
+    up, none could ever fall. A bin that is empty in one sample counts as half a value, so that the index is finite.
     """
-    ordered = sorted(earlier)
-    edges = sorted(
-        {ordered[max(0, len(ordered) * step // num_bins - 1)] for step in range(1, num_bins)}
-    )  # within the lower bin
+    edges = _edges(sorted(earlier), num_bins)
     total = 0.0
     p, q = _counts(earlier, edges), _counts(recent, edges)
     for before, after in zip(p, q, strict=True):
+        if not before and not after:
+            continue
         share_before = max(before, 0.5) / len(earlier)
         share_after = max(after, 0.5) / len(recent)
         total += (share_before - share_after) * math.log(share_before / share_after)
     return total
+
+
+def _edges(ordered: Sequence[float], num_bins: int) -> list[float]:
+    """The greatest value within each bin but the last."""
+    edges = {ordered[max(0, len(ordered) * step // num_bins - 1)] for step in range(1, num_bins)}
+    heavy = {
+        edge for edge in edges if (bisect_right(ordered, edge) - bisect_left(ordered, edge)) * num_bins > len(ordered)
+    }
+    return sorted(edges | {math.nextafter(edge, -math.inf) for edge in heavy})
 
 
 def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:

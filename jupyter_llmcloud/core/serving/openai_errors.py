@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 _TYPES = {
@@ -63,8 +64,8 @@ class ApiError(Exception):
         }
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in seconds and `retry-after-ms`, which OpenAI's clients prefer."""
+        """`Retry-After` in seconds and `retry-after-ms`, which OpenAI's clients prefer; never a moment too early."""
         if self.retry_after_s is None:
             return {}
-        whole = max(1, round(self.retry_after_s))
-        return {"Retry-After": str(whole), "retry-after-ms": str(round(self.retry_after_s * 1000))}
+        whole = max(1, math.ceil(self.retry_after_s))
+        return {"Retry-After": str(whole), "retry-after-ms": str(math.ceil(self.retry_after_s * 1000))}

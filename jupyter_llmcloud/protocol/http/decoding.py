@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -18,6 +19,7 @@ B = TypeVar("B", bound=Body)
 Q = TypeVar("Q", bound=Query)
 
 _COMPLAINT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
+_WHOLE = re.compile(r"-?0*[0-9]{1,18}", re.ASCII)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _WORDS = {"array": "list", "object": "dict"}
 _NUMBERS = (inspect.IntType, inspect.FloatType)
@@ -73,11 +75,12 @@ def decode_query(kind: type[Q], arguments: Mapping[str, str]) -> Q:
 
 def _number(kind: inspect.Type, text: str) -> int | float | str:
     """What a field of this type is given; a text that is no number for it is left to be refused."""
-    if isinstance(kind, inspect.IntType) and text.isascii() and text.isdigit():
-        return int(text[:18])
+    if isinstance(kind, inspect.IntType) and _WHOLE.fullmatch(text):
+        return int(text)
     if isinstance(kind, inspect.FloatType):
         with contextlib.suppress(ValueError):
-            return float(text[:40])
+            if not math.isnan(value := float(text[:40])):
+                return value
     return text
 
 
@@ -143,7 +146,8 @@ class _Complaint:
     def of_query(self, text: str) -> str:
         """The same of a value in a query."""
         if isinstance(self.type, _NUMBERS):
-            return f"{self.name}={text!r:.80} is not a number from {self.bounds}."
+            bounds = f" from {self.bounds}" if self.bounds else ""
+            return f"{self.name}={text!r:.80} is not a number{bounds}."
         values = ", ".join(map(str, getattr(self.type, "values", ())))
         return f"{self.name}={text!r:.80} is not possible: write {values}, or leave it out."
 
@@ -173,7 +177,8 @@ class _Complaint:
 
     def out_of_bounds(self, found: re.Match[str]) -> str:
         """A number that is too small or too large."""
-        return f"{self.name} {self.value:.10g} is not possible: {self.bounds}."
+        shown = f"{self.value:.10g}" if isinstance(self.value, float) else f"{self.value!r:.80}"
+        return f"{self.name} {shown} is not possible: {self.bounds}."
 
     def not_a_choice(self, found: re.Match[str]) -> str:
         """None of the values that there are."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec, Script
-from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError
+from jupyter_llmcloud.errors import Busy, ConnectionLost, LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
 from jupyter_llmcloud.protocol.run_request import execute_script
 from jupyter_llmcloud.storage.resume import Resumption, resume
@@ -203,6 +203,8 @@ class RunStarts:
         start.is_handed_over = True
         try:
             await asyncio.shield(connection.request(request, START_TIMEOUT_S))
+        except ConnectionLost:  # the agent may have it all the same: it is asked by whoever looks at the run
+            raise
         except LLMCloudError:
             start.is_handed_over = False  # it was refused
             raise
@@ -246,5 +248,5 @@ def check_syntax(source: str, file: str) -> None:
     except SyntaxError as error:
         where = f"{error.filename}, line {error.lineno}"
         raise UsageError(f"SyntaxError: {error.msg} ({where}). Nothing was started.") from None
-    except ValueError as error:  # null bytes
-        raise UsageError(f"the source is no Python: {error}. Nothing was started.") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # null bytes; nested deeper than Python reads
+        raise UsageError(f"the source is no Python: {error or type(error).__name__}. Nothing was started.") from None

@@ -14,8 +14,10 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from jupyter_llmcloud.cluster.record import saved_records
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Describe, SaveCheckpoint, StopRun
+from jupyter_llmcloud.protocol.connection import is_bridge
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunRecord
 from jupyter_llmcloud.system.processes import is_process
@@ -73,7 +75,7 @@ class RunStates:
             async with await self._leader(record) as connection, asyncio.timeout(ASK_TIMEOUT_S):
                 worlds = (await connection.request(Describe())).worlds
         except (ConnectionLost, TimeoutError) as error:
-            if isinstance(error, ConnectionLost) and not connected(error):
+            if isinstance(error, ConnectionLost) and self._is_gone(record, error):
                 return await self._leaderless(record, _GONE, known)
             since = self._silent_since.setdefault(record.agent, time.monotonic())
             return "lost" if time.monotonic() - since > SILENT_S else record.state
@@ -117,7 +119,7 @@ class RunStates:
                     await connection.request(StopRun(run_id=record.run_id))
                 return "stopping"
             except (ConnectionLost, NotFound) as error:
-                gone = isinstance(error, NotFound) or not connected(error)
+                gone = isinstance(error, NotFound) or self._is_gone(record, error)
                 if not gone or not Leadership(self._runs.folder(record.run_id).path).can_be_taken:
                     raise
             state = await asyncio.to_thread(self._end, record, "stopped", "stopped while no agent led it.", known)
@@ -132,13 +134,21 @@ class RunStates:
             return (await connection.request(SaveCheckpoint(run_id=record.run_id), SAVE_TIMEOUT_S)).step
 
     async def leader_address(self, record: RunRecord) -> str:
-        """A socket on this host for the agent that leads a run. Raises NotFound when the cluster does not know it."""
+        """A socket on this host for the agent that leads a run. Raises NotFound when the cluster does not know it.
+
+        Raises ConnectionLost where that is a cluster of another server of this user.
+        """
         if not record.host or (record.host == socket.gethostname() and os.path.exists(record.agent)):
             return record.agent
         key = (record.host, record.agent)
         if key not in self._leaders:
             pool = await self._clusters.pool()
-            agents = await pool.agents(record.cluster or None)
+            try:
+                agents = await pool.agents(record.cluster or None)
+            except NotFound:
+                if await asyncio.to_thread(_is_elsewhere, record.cluster):
+                    raise ConnectionLost(f"cluster {record.cluster!r} is one of another server here.") from None
+                raise
             found = [agent.address for agent in agents if (agent.host, agent.home) == key]
             if not found:
                 raise NotFound(f"the agent at {record.agent} on {record.host} is not in cluster {record.cluster!r}.")
@@ -147,6 +157,12 @@ class RunStates:
 
     async def _leader(self, record: RunRecord) -> AgentConnection:
         return await self._clusters.agent(await self.leader_address(record))
+
+    def _is_gone(self, record: RunRecord, error: ConnectionLost) -> bool:
+        """Whether its agent has gone for certain: nobody listens at its socket, and that is no bridge of a server that
+        is away for a moment. With its cluster the folder of a bridge goes."""
+        address = self._leaders.get((record.host, record.agent), record.agent)
+        return not connected(error) and not (is_bridge(address) and os.path.isdir(os.path.dirname(address)))
 
     async def _newest(self, record: RunRecord) -> TermClaim | None:
         """Who leads the run by its folder, read before it is asked: whoever claims it afterwards was not asked."""
@@ -161,10 +177,16 @@ class RunStates:
         return await asyncio.to_thread(self._end, record, "lost", why, known)
 
     def _end(self, record: RunRecord, state: str, why: str, known: TermClaim | None = None) -> str:
-        """Write the end down, unless it has ended or another than `known` has come to lead it; returns its state."""
+        """Write the end down, unless it has ended or another than `known` has come to lead it; returns its state.
+
+        `record` may be of a while ago: what was found out of its agent says nothing of one that has it since.
+        """
         folder = self._runs.folder(record.run_id)
-        now = folder.read()
-        if not now.is_active:
+        try:
+            now = folder.read()
+        except NotFound:  # somebody removes it
+            return "lost"
+        if not now.is_active or (now.agent, now.host, now.world_id) != (record.agent, record.host, record.world_id):
             return now.state
         leadership = Leadership(folder.path)
         with contextlib.suppress(OSError):
@@ -175,6 +197,11 @@ class RunStates:
             folder.write(now)
             leadership.forget()
         return state
+
+
+def _is_elsewhere(cluster: str) -> bool:
+    """Whether another server of this user on this host has a cluster of this name."""
+    return any(record.name == cluster and (record.has_owner or record.has_agents) for record in saved_records())
 
 
 def connected(error: ConnectionLost) -> bool:

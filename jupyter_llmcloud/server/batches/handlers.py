@@ -178,7 +178,8 @@ class BatchesHandler(BatchesBase):
     async def post(self, body: CreateBatch) -> Batch:
         """Begin a batch: every row of a file is asked, beside those who wait for an answer."""
         self.require_infer()
-        window_s = int(body.completion_window[:-1]) * _SECONDS[body.completion_window[-1]]
+        window = body.completion_window.rstrip("\n")  # which the pattern lets be
+        window_s = int(window[:-1]) * _SECONDS[window[-1]]
         key_id = self.key.id if self.key is not None else None
         return as_batch(
             self.batches.create(self.actor, key_id, body.input_file_id, body.endpoint, window_s, body.metadata)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.errors import LLMCloudError, ModelError
+from jupyter_llmcloud.errors import LLMCloudError, ModelError, NotFound
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.models import followed_model
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.runs import RunFolder
 
 EVERY_S = 1.0
+LAST_TRIES = 60  # to serve the last model of a run, where a disk refuses it
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,41 @@ class FollowedRun:
 
     async def follow(self) -> str:
         """Until the run has ended and its last model is served; returns what became of it."""
-        said = ""
+        said, num_tries = "", 0
         while True:
             if (now := self._serving()) is None:
                 await asyncio.sleep(EVERY_S)
                 continue
-            step, folder = now
+            # Asked first: what ends while its model is looked for has left one that was not seen.
+            is_active = await asyncio.to_thread(self._is_active)
             try:
-                newer = await asyncio.to_thread(newest_model, self._run, step)
-                if newer is not None and newer.folder not in (folder, self._tried):
-                    before = folder
-                    await self._serve(newer)
-                    self._tried = newer.folder
-                    await asyncio.to_thread(followed_model.retain, self._run.path, {newer.folder, before})
+                newer = await self._serve_newer(*now)
                 if newer is not None and newer.is_final:
                     return "the run has ended"
-                if newer is None and not await asyncio.to_thread(self._is_active):
+                if newer is None and not is_active:
                     return "the run has ended without a saved model"
             except (LLMCloudError, OSError) as error:
                 if str(error) != said:
                     said = str(error)
                     self._log.warning("following run %s: %s", self._run.run_id, error)
-                if not await asyncio.to_thread(self._is_active):
+                num_tries += not is_active
+                if not is_active and (isinstance(error, LLMCloudError) or num_tries >= LAST_TRIES):
                     return f"the run has ended: {error}"
             await asyncio.sleep(EVERY_S)
 
+    async def _serve_newer(self, step: int | None, folder: Path) -> RunModel | None:
+        """Have the newest model served, unless it is or has been; returns it when it is newer."""
+        newer = await asyncio.to_thread(newest_model, self._run, step)
+        if newer is not None and newer.folder not in (folder, self._tried):
+            await self._serve(newer)
+            self._tried = newer.folder
+            await asyncio.to_thread(followed_model.retain, self._run.path, {newer.folder, folder})
+        return newer
+
     def _is_active(self) -> bool:
-        return self._run.exists and self._run.read().is_active
+        try:
+            return self._run.read().is_active
+        except NotFound:
+            return False
+        except OSError:  # that it has ended is not known
+            return True

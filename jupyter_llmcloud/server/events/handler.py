@@ -13,6 +13,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from jupyter_llmcloud.server.api.base import RESOURCE, access
 from jupyter_llmcloud.server.api.endpoints import gateway_url
+from jupyter_llmcloud.server.api.keys import owner_seen
 from jupyter_llmcloud.server.events.stream import EventStream
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class EventsHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
         super().initialize()
         self._events = events
         self._started = started
+        self._owner: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def set_default_headers(self) -> None:
@@ -53,13 +55,14 @@ class EventsHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Open the websocket: clusters, worlds, runs, endpoints and keys as they change (see ServerMessage)."""
         await self._started()
+        self._owner = await owner_seen(self)
         await super().get(*args, **kwargs)
 
     def open(self, *args: str, **kwargs: str) -> None:
         """It is open: one task writes, one asks again and again whether the login holds."""
         super().open(*args, **kwargs)
         self.set_nodelay(True)
-        self._stream = EventStream(self._events, self._send, gateway_url(self.request, self.base_url))
+        self._stream = EventStream(self._events, self._send, gateway_url(self.request, self.base_url), self._owner)
         self._tasks = [asyncio.ensure_future(self._tell()), asyncio.ensure_future(self._guard())]
 
     async def _send(self, data: bytes) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from jupyter_llmcloud.protocol.http.events import Polled, PollQuery
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.endpoints import gateway_url
+from jupyter_llmcloud.server.api.keys import owner_seen
 from jupyter_llmcloud.server.api.operation import operation
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class PollHandler(LLMCloudHandler):
         """
         said = [bytes(message) for message in query.said()]
         await self.started()
-        name = query.session or self.polls.open(gateway_url(self.request, self.base_url))
+        name = query.session
+        if not name:
+            name = self.polls.open(gateway_url(self.request, self.base_url), await owner_seen(self))
         number, messages = await self.polls.get(name).ask(query.received, said, query.wait_s)
         self.set_header("Cache-Control", "no-store")
         return Polled(session=name, number=number, messages=[msgspec.Raw(message) for message in messages])

@@ -31,16 +31,17 @@ class PollSession:
     Args:
         url: of the models' API, as this client reaches it.
         on_end: called when its lease or its stream has ended.
+        owner: whose keys alone it is told of; None: everybody's.
     """
 
-    def __init__(self, service: EventService, url: str, on_end: Callable[[], None]) -> None:
+    def __init__(self, service: EventService, url: str, on_end: Callable[[], None], owner: str | None = None) -> None:
         self._on_end = on_end
         self._waiting: list[bytes] = []
         self._answer: list[bytes] = []
         self._number = 0
         self._changed = asyncio.Condition()
         self._num_asked = 0  # of several requests at once the newest is answered
-        self._stream = EventStream(service, self._send, url)
+        self._stream = EventStream(service, self._send, url, owner)
         self._task = asyncio.ensure_future(self._run())
         self._lease: asyncio.TimerHandle | None = None
 
@@ -98,12 +99,12 @@ class PollSessions:
         self._service = service
         self._sessions: dict[str, PollSession] = {}
 
-    def open(self, url: str) -> str:
+    def open(self, url: str, owner: str | None = None) -> str:
         """A new one; returns its name. Raises UsageError where there are too many."""
         if len(self._sessions) >= MAX_SESSIONS:
             raise UsageError(f"{MAX_SESSIONS} clients ask for events without a websocket already: close some pages.")
         name = secrets.token_urlsafe(24)
-        self._sessions[name] = PollSession(self._service, url, lambda: self._forget(name))
+        self._sessions[name] = PollSession(self._service, url, lambda: self._forget(name), owner)
         return name
 
     def get(self, name: str) -> PollSession:

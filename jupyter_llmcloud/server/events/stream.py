@@ -43,18 +43,33 @@ MAX_WATCHES = 50
 MAX_REFUSALS = 20  # that wait to be told
 
 
+class _OwnedKey(msgspec.Struct):
+    owner: str
+
+
+_owner_of = msgspec.json.Decoder(_OwnedKey).decode
+
+
 class EventStream:
     """One of them.
 
     Args:
         send: sends a text frame; done when the connection has taken it.
         url: of the models' API, as this client reaches it.
+        owner: whose keys alone it is told of; None: everybody's.
     """
 
-    def __init__(self, service: EventService, send: Callable[[bytes], Awaitable[None]], url: str = "") -> None:
+    def __init__(
+        self,
+        service: EventService,
+        send: Callable[[bytes], Awaitable[None]],
+        url: str = "",
+        owner: str | None = None,
+    ) -> None:
         self._service = service
         self._send = send
         self._url = url
+        self._owner = owner
         self._subscription = Subscription(service.hub)
         self._watches: dict[str, RunWatch] = {}
         self._replies: list[ServerMessage] = []
@@ -139,17 +154,25 @@ class EventStream:
 
     async def _say(self, messages: list[ServerMessage]) -> None:
         for message in messages:
-            self._said_at = time.monotonic()
-            await self._send(events.write(self._as_reached(message)))
+            if (shown := self._as_seen(message)) is not None:
+                self._said_at = time.monotonic()
+                await self._send(events.write(shown))
 
-    def _as_reached(self, message: ServerMessage) -> ServerMessage:
-        """Endpoints are known to all clients alike, but for the URL under which each reaches them."""
+    def _as_seen(self, message: ServerMessage) -> ServerMessage | None:
+        """Endpoints are known to all clients alike, but for the URL under which each reaches them; keys are not."""
         match message:
+            case Snapshot(topic="keys"):
+                return msgspec.structs.replace(message, items=[item for item in message.items if self._may_see(item)])
+            case Changed(topic="keys"):
+                return message if self._may_see(message.item) else None
             case Snapshot(topic="endpoints"):
                 return msgspec.structs.replace(message, items=[self._with_url(item) for item in message.items])
             case Changed(topic="endpoints"):
                 return msgspec.structs.replace(message, item=self._with_url(message.item))
         return message
+
+    def _may_see(self, key: msgspec.Raw) -> bool:
+        return self._owner is None or _owner_of(key).owner == self._owner
 
     def _with_url(self, item: msgspec.Raw) -> msgspec.Raw:
         return msgspec.Raw(msgspec.json.encode({**msgspec.json.decode(item), "url": self._url}))

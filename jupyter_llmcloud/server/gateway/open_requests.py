@@ -241,7 +241,10 @@ class OpenRequests:
         # Another server of the same user may have revoked a key, and any key may expire.
         while any(request.key_id is not None for request in self._open):
             await asyncio.sleep(KEY_CHECK_EVERY_S)
-            self.check_keys()
+            try:
+                self.check_keys()
+            except sqlite3.Error as error:  # the next look may be possible; without one, a revoked key would stream on
+                self.log.error("whether keys are valid still cannot be looked up: %s", error)
 
     async def _write_soon(self) -> None:
         while self._records:

@@ -99,7 +99,11 @@ class NoResponse(Exception):
 
 
 class Proxy:
-    """Copies one answer, and knows afterwards how it went."""
+    """Copies one answer, and knows afterwards how it went.
+
+    Attributes:
+        answer_s: what the replica that answered took for that, without the wait for a place there.
+    """
 
     def __init__(self, request: GatewayRequest, endpoint: EndpointController, sink: ResponseSink, log: Logger) -> None:
         self._request = request
@@ -113,6 +117,7 @@ class Proxy:
         self._streams = False
         self._status = 0
         self._outcome = "done"
+        self.answer_s = 0.0
 
     def record(self) -> RequestRecord:
         """How it went, for the books."""
@@ -207,8 +212,8 @@ class Proxy:
         except Exception:
             self._endpoint.note_outcome(replica, failed=True)
             raise
-        tokens = self._tokens.completion_tokens or 0
-        self._endpoint.note_outcome(replica, self._status >= 500, tokens, time.perf_counter() - began)
+        tokens, self.answer_s = self._tokens.completion_tokens or 0, time.perf_counter() - began
+        self._endpoint.note_outcome(replica, self._status >= 500, tokens, self.answer_s)
 
     async def _ask(self, replica: ReplicaClient) -> None:
         self._replica = replica

@@ -19,6 +19,13 @@ _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.ASCII
 )
 MAX_TRACESTATE = 512
+# What OpenTelemetry's conventions call it; of other routes there is no word.
+_OPERATIONS = {
+    "chat/completions": "chat",
+    "responses": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+}
 
 
 @cache
@@ -57,12 +64,13 @@ class RequestTrace:
         self._span: Any = None
         if (found := _tracing()) is not None and _keeps_spans(found[0]):
             trace, propagate = found
+            operation = {"gen_ai.operation.name": _OPERATIONS[route]} if route in _OPERATIONS else {}
             self._span = trace.get_tracer("jupyter_llmcloud").start_span(
-                f"POST /llmcloud/v1/{route}",
+                f"POST /llmcloud/{route if route.startswith('v2/') else f'v1/{route}'}",
                 context=propagate.extract(self.headers),
                 kind=trace.SpanKind.SERVER,
                 attributes={
-                    "gen_ai.operation.name": "chat" if "chat" in route else "text_completion",
+                    **operation,
                     "gen_ai.request.model": endpoint,
                     "http.request.method": "POST",
                     "llmcloud.request_id": request_id,

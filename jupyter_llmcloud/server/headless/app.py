@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from traitlets.config import Config
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.cluster.agent_launcher import end_agents
+from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.cluster_access import HEADLESS_LEASE_S, Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.extension import LLMCloudExtension
@@ -27,6 +29,7 @@ from jupyter_llmcloud.system.atomic_files import write_json
 from jupyter_llmcloud.system.processes import is_process
 
 POLL_S = 1.0
+UNKNOWN_TRIES = 60  # looks at the runs that fail, one after the other, until none is taken to go on
 IDLE_S = 300.0  # of a connection on which nothing is asked
 
 
@@ -136,13 +139,24 @@ async def has_active_runs(context: ServerContext) -> bool:
     return any([await context.run_states.true_state(record) != "lost" for record in mine])
 
 
+async def _may_have_active_runs(app: ServerApp, num_tries: int = UNKNOWN_TRIES) -> bool:
+    """The same, asked again when it cannot be told: a disk that refuses for a moment must not end what trains."""
+    for _ in range(num_tries):
+        try:
+            return await has_active_runs(context_of(app))
+        except (LLMCloudError, OSError, sqlite3.Error) as error:
+            app.log.warning("whether runs go on cannot be told now: %s", error)
+            await asyncio.sleep(POLL_S)
+    return False
+
+
 async def end_with_owner(app: ServerApp, pid: int, started: float) -> None:
     """Stop the server when its owner has gone, its lease is over and its runs have ended."""
     try:
         await owner_gone(pid, started)
         app.log.info("the owner (pid %s) has gone", pid)
         await asyncio.sleep(config.lease_s(HEADLESS_LEASE_S))
-        while await has_active_runs(context_of(app)):
+        while await _may_have_active_runs(app):
             await asyncio.sleep(POLL_S)
         app.log.info("the lease is over")
     finally:  # whatever went wrong: a server without an owner must not stay

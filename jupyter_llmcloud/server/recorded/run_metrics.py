@@ -18,7 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunFolder
+from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunFolder, is_run_name
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -73,9 +73,11 @@ class RunCollector(Collector):
         return iter(())
 
     def _read(self, store: Path) -> Iterator[tuple[Path, _Told]]:
-        if not store.is_dir():
+        try:
+            paths = [path for path in store.iterdir() if is_run_name(path)]
+        except OSError:  # there is none yet, or it is somebody else's: the other metrics are told all the same
             return
-        for path in store.iterdir():
+        for path in paths:
             try:
                 file = os.stat(path / "run.json")
                 written = (file.st_mtime_ns, file.st_ino)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.run.end_report import own_errors
-from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.errors import LLMCloudError, NotFound
 from jupyter_llmcloud.server.watches.output_tail import OutputTail
 from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.layouts import Layouts
@@ -160,9 +161,12 @@ class RunFollower:
         self._listeners.call()
 
     async def _ask_state(self, record: RunRecord) -> bool:
-        """Whether it turns out that nobody leads it any more."""
-        state = await self._states.true_state(record)
-        if state == record.state or state == self.view.state:
+        """Whether it turns out that nobody leads it any more, or that somebody does who was not reached for a while."""
+        try:
+            state = await self._states.true_state(record)
+        except (LLMCloudError, OSError, sqlite3.Error):  # it cannot be told now: there is a next time
+            return False
+        if state == self.view.state:
             return False
         async with self.guard:
             self._set_state(record, state)

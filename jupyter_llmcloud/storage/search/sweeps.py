@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from jupyter_llmcloud.system.atomic_files import read_json, write_atomically, wr
 ENDED = ("done", "pruned", "failed", "unmeasured", "lost", "stopped")
 RUN_NUMBER = 4  # digits, in the name of a trial's run
 MAX_NAME = 100
+NUM_TRIES, TRY_AGAIN_S = 20, 0.005  # to lock a folder that somebody may only look at
 
 
 @dataclass
@@ -144,23 +146,27 @@ class SweepFolder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self.path / "driver.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock):
                 words = f"the sweep {self.name!r} goes on already: %sweeps attach {self.name} follows it."
-                raise NameTaken(words) from None
+                raise NameTaken(words)
             yield
         finally:
             os.close(lock)
 
     @property
     def is_driven(self) -> bool:
-        """Whether a process sees to it now."""
+        """Whether a process sees to it now. Those who look do not stand in each other's way."""
         try:
-            with self.driven():
-                return False
-        except NameTaken:
+            lock = os.open(self.path / "driver.lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        finally:
+            os.close(lock)
+        return False
 
     def true_state(self, record: SweepRecord) -> str:
         """The state now: one that is running, with nobody who sees to it, is interrupted."""
@@ -212,6 +218,18 @@ class SweepStore:
         folder = self.find(name)
         with folder.driven():
             shutil.rmtree(folder.path)
+
+
+def _locked(lock: int) -> bool:
+    """Whether this process alone has it now; somebody who only looks has it for a moment."""
+    for _ in range(NUM_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(TRY_AGAIN_S)
+        else:
+            return True
+    return False
 
 
 def run_name(sweep: str, number: int) -> str:

@@ -33,7 +33,7 @@ class RevisionAnswer:
     """How a revision answered one request.
 
     Attributes:
-        seconds: from the first byte of the request to the last of the answer.
+        seconds: from when a replica was asked to the last byte of its answer; a shadow has no queue before it.
         failed: by a fault of its own.
         answer: what `read_answer` gives; None when that is not known.
     """
@@ -124,9 +124,16 @@ def read_answer(content_type: str, body: bytes | None) -> Any:
     try:
         if content_type.startswith(STREAM):
             return _of_stream(body)
-        return _plain(json.loads(body))
+        return _of_whole(json.loads(body))
     except (ValueError, RecursionError, TypeError, AttributeError):
         return None
+
+
+def _of_whole(told: Any) -> Any:
+    """What a model of the Open Inference Protocol puts out is all its own, whatever its fields are called."""
+    if isinstance(told, dict) and "outputs" in told:
+        return _plain(told["outputs"], frozenset())
+    return _plain(told)
 
 
 def _of_stream(body: bytes) -> Any:
@@ -162,11 +169,11 @@ def _add(texts: dict[tuple[int, str], str], number: int, parts: Mapping[str, Any
             texts[number, name] = texts.get((number, name), "") + text
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, own: frozenset[str] = _OWN) -> Any:
     if isinstance(value, dict):
         if "label" in value and "scores" in value:  # a classifier: its scores are never alike to the last digit
             return value["label"]
-        return {name: _plain(item) for name, item in value.items() if name not in _OWN}
+        return {name: _plain(item, own) for name, item in value.items() if name not in own}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, own) for item in value]
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

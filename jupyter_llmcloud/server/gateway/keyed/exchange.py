@@ -152,7 +152,8 @@ class Exchange:
         copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
         if not path and (found := await copies.find(request)) is not None:
             copies.keep_again(request, found)
-            return self._answer_again(request, endpoint, found, sink)
+            trace.end(self._answer_again(request, endpoint, found, sink))
+            return
         sink = copies.sink(request, sink) if not path else sink
         shadow = endpoint.copy_to_shadow(path or f"/v1/{route}", body) if not headers else None
         answered = CapturingSink(sink) if shadow is not None else None
@@ -167,15 +168,14 @@ class Exchange:
             record = proxy.record()
             if shadow is not None and answered is not None and record.outcome == "done":
                 failed = record.status >= 500
-                shadow.answered(record.duration_s, failed, answered.content_type, answered.answer())
+                shadow.answered(proxy.answer_s, failed, answered.content_type, answered.answer())
             trace.end(record)
             services.requests.end(self.open, record, proxy.unknown_usage(), endpoint.rates)
-        return None
 
     def _answer_again(
         self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer, sink: ResponseSink
-    ) -> None:
-        """Give the answer that the same request got before."""
+    ) -> RequestRecord:
+        """Give the answer that the same request got before; returns how it went."""
         revision = str(endpoint.stored.current.number)
         sink.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit", REVISION: revision})
         sink.end(found.body, found.content_type)
@@ -187,6 +187,7 @@ class Exchange:
         requests = self.services.requests
         requests.begin(self.open)
         requests.end(self.open, record, None, endpoint.rates)
+        return record
 
     async def _answer(self, proxy: Proxy) -> None:
         try:

@@ -75,6 +75,17 @@ def test_a_classifier_is_compared_by_its_label_and_numbers_to_four_digits() -> N
     assert read_answer(JSON, b"[0.123456]") == read_answer(JSON, b"[0.123461]") != read_answer(JSON, b"[0.1239]")
 
 
+@pytest.mark.parametrize("name", ["object", "id", "model", "usage", "logprobs"])
+def test_what_a_model_of_the_users_own_puts_out_is_compared_whatever_it_is_called(name: str) -> None:
+    """An answer such as {"object": "cat"} was taken for one that says nothing: 100 % of the answers were equal."""
+
+    def outputs(value: str, **more: Any) -> bytes:
+        return json.dumps({"model_name": "m", "id": "1", "outputs": [{name: value}], **more}).encode()
+
+    cat = read_answer(JSON, outputs("cat"))
+    assert cat == read_answer(JSON, outputs("cat", id="2")) != read_answer(JSON, outputs("dog"))
+
+
 @pytest.mark.parametrize("body", [None, b"", b"{", b"[" * 100_000])
 def test_what_cannot_be_read_is_not_known(body: bytes | None) -> None:
     assert read_answer(JSON, body) is None

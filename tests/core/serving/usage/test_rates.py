@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jupyter_llmcloud.core.serving.usage.rates import Answered, RateWindow
+from jupyter_llmcloud.core.serving.usage.rates import MAX_KEPT, Answered, RateWindow
 
 
 def test_rates_are_those_of_the_window_and_a_client_that_hung_up_is_no_error() -> None:
@@ -19,3 +19,14 @@ def test_rates_are_those_of_the_window_and_a_client_that_hung_up_is_no_error() -
 
 def test_an_endpoint_that_nobody_asks_has_rates_of_zero() -> None:
     assert RateWindow().rates(5.0)["requests_per_s"] == 0.0 and RateWindow().rates(5.0)["first_token_s"] is None
+
+
+def test_of_more_requests_than_are_kept_the_rate_is_that_at_which_the_newest_came() -> None:
+    """A thousand a second were told as 333: what is kept, over the whole window."""
+    window = RateWindow(60.0)
+    for number in range(MAX_KEPT + 10_000):
+        window.add(Answered(t=number / 1000, status=200, num_tokens=2))
+    rates = window.rates((MAX_KEPT + 10_000) / 1000)
+    assert rates["requests_per_s"] is not None and abs(rates["requests_per_s"] - 1000) < 1
+    assert rates["tokens_per_s"] is not None and abs(rates["tokens_per_s"] - 2000) < 2
+    assert rates["window_s"] == 60.0
