@@ -147,6 +147,10 @@ class OutputSender:
 
 def _plain(value: Any) -> Any:
     """What a kernel's messages make of a value that JSON does not know. Raises TypeError as they do."""
+    if isinstance(value, str):  # of a class of its own, such as a text that a template has made
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     if getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
         return value.item()
     if isinstance(value, PurePath):

@@ -69,6 +69,10 @@ def test_what_is_long_does_not_wait(sent: Sent) -> None:
     assert sent.by(long) == [long]
 
 
+class Template(str):
+    """A text of a class of its own, such as markupsafe's."""
+
+
 class Written:
     """What a rank leaves in its ring, as the agent takes it."""
 
@@ -117,8 +121,9 @@ def test_a_bar_goes_on_in_steps_of_whatever_numbers(number: Any) -> None:
         ({"a": np.int64(3), "b": np.float32(0.5)}, {"a": 3, "b": 0.5}),
         ([np.arange(3), {4}], [[0, 1, 2], [4]]),
         ({"at": Path("folder/file")}, {"at": "folder/file"}),
+        (Template("<b>bold</b>"), "<b>bold</b>"),
     ],
-    ids=["numbers", "arrays", "paths"],
+    ids=["numbers", "arrays", "paths", "text"],
 )
 def test_a_display_of_what_json_does_not_know_arrives_as_in_a_notebook(value: Any, shown: Any) -> None:
     sent: list[Any] = []
