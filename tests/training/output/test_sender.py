@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from jupyter_llmcloud.agent.ranks.local_rank import _metric_record
-from jupyter_llmcloud.protocol.frames import decode
-from jupyter_llmcloud.protocol.rank_messages import LogRecords
+from jupyter_llmcloud.protocol.frames import decode, encode
+from jupyter_llmcloud.protocol.rank_messages import CellEnded, LogRecords
 from jupyter_llmcloud.training.output import sender as module
 from jupyter_llmcloud.training.output.sender import MAX_WAITING, OutputSender
 from jupyter_llmcloud.training.run import Run
+from jupyter_llmcloud.training.shell.tracebacks import text_of
 
 
 class Sent:
@@ -137,3 +138,12 @@ def test_a_display_that_cannot_be_told_is_an_error_where_it_is_made_and_nothing_
     with pytest.raises(TypeError, match="object"):
         sent.sender.record({"kind": "display", "data": {"application/json": {"a": object()}}, "metadata": {}})
     assert sent.by("after\n") == ["after\n"]
+
+
+def test_an_error_whose_text_is_of_a_class_of_its_own_can_be_told() -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            return Template("odd")
+
+    told: Any = decode(encode(CellEnded(run_id="run", error={"evalue": text_of(Odd())})))
+    assert told.error["evalue"] == "odd"
