@@ -98,7 +98,8 @@ def load(source: Any, batch_size: int | None = None, **options: Any) -> Any:
         transform: a function that is given the rows of a batch as a list of dicts, and gives the batch.
         tokenizer: raise an error when it is not the one that made the tokens.
         prefetch: batches that are read ahead.
-        rank, world_size: in place of this process's own, where ranks share a batch (tensor parallelism).
+        rank, world_size: in place of this process's own. Ranks that compute a batch together (`--plan tp:N`,
+            `pipeline:N`) get the same rows by themselves.
         storage_options: for fsspec.
 
     Returns:

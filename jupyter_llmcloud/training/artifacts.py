@@ -10,6 +10,7 @@ from typing import Any
 import cloudpickle
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.protocol.payload_size import dump_variables
@@ -48,8 +49,8 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     try:
-        for name in names:
-            _save_one(name, namespace[name], staging, rank == ranks[0])
+        for name, place in _places(names, namespace).items():
+            _save_one(name, namespace[name], staging / place, rank == ranks[0])
     except BaseException:
         if rank == ranks[0]:
             shutil.rmtree(staging, ignore_errors=True)
@@ -72,6 +73,19 @@ def _describe(name: str, namespace: dict[str, Any], ranks: list[int], rank: int)
     return describe(name, value, compares_values=len(ranks) > 1)
 
 
+def _places(names: list[str], namespace: dict[str, Any]) -> dict[str, str]:
+    """In which folder below the model's each is kept: a second model, or tokenizer, would write over the first one."""
+    found: dict[str, str] = {}
+    kinds: set[str] = set()
+    for name in names:
+        value = namespace[name]
+        is_tokenizer = _is_raw_tokenizer(value) or isinstance(value, PreTrainedTokenizerBase)
+        kind = "model" if isinstance(value, torch.nn.Module) else "tokenizer" if is_tokenizer else type(value).__name__
+        found[name] = name if kind in kinds else ""
+        kinds.add(kind)
+    return found
+
+
 def _is_raw_tokenizer(value: Any) -> bool:
     return type(value).__module__.startswith("tokenizers")
 
@@ -86,6 +100,9 @@ def _tell_of_unlike_values(unlike: dict[str, str], rank: int) -> None:
 
 
 def _save_one(name: str, value: Any, folder: Path, writes: bool) -> None:
+    if writes and not folder.exists():
+        folder.mkdir()
+        print(f"--save: a run has one model, the first; {name} is kept in model/{folder.name}.", file=sys.stderr)
     if isinstance(value, torch.nn.Module):
         state = plans.layout_of(value).full_state(value)
         if writes:

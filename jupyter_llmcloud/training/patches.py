@@ -343,6 +343,8 @@ PLANS = Patch(
         "accelerate:Accelerator.reduce": ("tensor", "reduction", "scale"),
         "accelerate.state:PartialState.wait_for_everyone": (),
         "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
+        "torch.nn.utils.clip_grad:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
+        "accelerate.accelerator:gather_object": ("object",),
         "accelerate.accelerator:prepare_data_loader": ("dataloader", "device", "num_processes", "process_index"),
         "accelerate.scheduler:AcceleratedScheduler.step": (),
         "accelerate.data_loader:DataLoaderShard.__iter__": (),

@@ -409,8 +409,8 @@ class Rank:
         if os.environ.get("ACCELERATE_MIXED_PRECISION") != (precision := cell.precision or "no"):
             os.environ["ACCELERATE_MIXED_PRECISION"] = precision
         CELL_STORES.begin(cell.run_id, self.group.generation)
-        STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
+        STREAMS.begin(cell.seed, *ACTIVE.data_rank)
         LEFT_OUT.begin(cell)
         FINITE.begin(cell, self.group.world_size)
         FORECAST.begin(cell, self.group.world_size, self.group.device)

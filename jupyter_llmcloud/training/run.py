@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jupyter_llmcloud.training.output.sender import OutputSender, number
+from jupyter_llmcloud.training.output.sender import OutputSender, number, place
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
@@ -52,18 +52,18 @@ class Run:
             values = {**(values or {}), **metrics}
         if not values:
             return
-        for value in values.values():
-            if type(value) is not float:
+        for name, value in values.items():
+            if type(value) is not float or type(name) is not str:
                 values = _numbers(values)
                 break
         if values:
-            self._sender.measure("values", step, values, self.num_steps())
+            self._sender.measure("values", place(step), values, self.num_steps())
             if self.checkpoints.follows:
                 self.checkpoints.note_metrics(values)
 
     def progress(self, step: float, total: float | None = None, desc: str = "") -> None:
         """Move the progress bar: `step` of `total` is done."""
-        self._sender.measure("progress", step, total, desc)
+        self._sender.measure("progress", place(step), place(total), desc)
 
     @property
     def resumed_step(self) -> int:

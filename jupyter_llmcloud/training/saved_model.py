@@ -86,10 +86,17 @@ def _check(name: str, state: State, plain: PreTrainedModel) -> None:
 
 
 def _tie(plain: PreTrainedModel, state: State) -> None:
-    """Tensors that are one in the plain model are one in its state: a gathering copies each of them."""
+    """Tensors that are one in the plain model are one in its state: a gathering copies each of them.
+
+    Where a cell has parted them, both are kept: transformers reads both, and does not tie them.
+    """
     for name, source in getattr(plain, "all_tied_weights_keys", {}).items():
-        if name in state and source in state:
+        if name in state and source in state and _is_equal(state[name], state[source]):
             state[name] = state[source]
+
+
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
 
 
 def _load(model: Any, plain: PreTrainedModel | None, state: State, folder: Path) -> None:

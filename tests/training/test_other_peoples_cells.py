@@ -149,6 +149,20 @@ def test_a_spawn_of_a_function_of_the_cell_runs_it_on_the_ranks(world: Ranks) ->
     assert re.search("nprocs=4.*there are 2.*%world resize 4", refused.error["evalue"])
 
 
+def test_a_partial_function_of_a_cell_runs_on_the_rank_as_the_function_does(world: Ranks) -> None:
+    world.ok(
+        """
+        import functools, os, torch
+        seen = []
+        def main(index, *more):
+            seen.append((index, more, os.getpid() == own))
+        own = os.getpid()
+        torch.multiprocessing.spawn(functools.partial(main), args=(3,), nprocs=world_size)
+        """
+    )
+    assert [world.pull("seen", at) for at in (0, 1)] == [[(0, (3,), True)], [(1, (3,), True)]]
+
+
 def test_the_line_that_failed_is_pointed_at_inside_with_and_try(world: Ranks) -> None:
     text = traceback_of(world.run("import contextlib\nwith contextlib.nullcontext():\n    fine = 1\n    1 / 0"))
     assert "----> 5     1 / 0" in text

@@ -95,6 +95,14 @@ def test_a_wrapped_model_is_saved_as_the_plain_one(world: Ranks, wrap: str, tied
     assert names == {name for name in world.pull("state") if name != "lm_head.weight" or not tied}
 
 
+@pytest.mark.parametrize("wrap", ["", PREPARED], ids=["plain", "prepared"])
+def test_weights_that_the_configuration_ties_and_the_model_does_not_are_both_saved(world: Ranks, wrap: str) -> None:
+    untied = "model.lm_head.weight = torch.nn.Parameter(torch.randn(64, 16))\n"
+    tied = TINY.replace("vocab_size=64", "vocab_size=64, tie_word_embeddings=True")
+    whole = "state = {name: value.clone() for name, value in model.state_dict().items()}\n"
+    loads_like(world, model_of(world.ok(tied + untied + whole + wrap, save=["model"])))
+
+
 NET = """
 import torch
 torch.manual_seed(0)
@@ -212,6 +220,18 @@ def test_a_model_of_bare_torch_is_saved_as_safetensors(world: Ranks) -> None:
         "0.weight": (3, 2),
         "0.bias": (3,),
     }
+
+
+def test_two_models_or_tokenizers_are_both_kept(world: Ranks) -> None:
+    other = "other = Tokenizer(models.WordLevel({'<unk>': 0, 'der': 1}, unk_token='<unk>'))\n"
+    made = "import torch\none, two = torch.nn.Linear(2, 2), torch.nn.Linear(3, 3)\n"
+    outcome = world.ok(made + TOKENIZER + other, save=["one", "raw", "two", "other"])
+    folder = model_of(outcome)
+    assert load_file(folder / "model.safetensors")["weight"].shape == (2, 2)
+    assert load_file(folder / "two" / "model.safetensors")["weight"].shape == (3, 3)
+    assert set(AutoTokenizer.from_pretrained(folder).get_vocab()) >= {"the", "for"}
+    assert "der" in AutoTokenizer.from_pretrained(folder / "other").get_vocab()
+    assert "two is kept in model/two" in outcome.text(kind="stderr")
 
 
 def test_a_model_of_an_earlier_cell_can_be_saved_by_some_ranks(world: Ranks) -> None:

@@ -11,12 +11,15 @@ from torch.utils.data import BatchSampler
 from jupyter_llmcloud.core.data.order import RowOrder
 from jupyter_llmcloud.core.data.shares import EpochShares
 from jupyter_llmcloud.training.parallel.balance import BALANCE
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 
 Expect = Callable[[list[int]], None]
 
 
-def this_rank() -> tuple[int, int]:
-    """The rank of this process and how many there are."""
+def this_share() -> tuple[int, int]:
+    """Which share of a batch this process takes, of how many: ranks that compute a batch together take one."""
+    if ACTIVE.strategy is not None:
+        return ACTIVE.data_rank
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -37,12 +40,12 @@ class Group:
     @property
     def rank(self) -> int:
         """Which one."""
-        return this_rank()[0] if self._given[0] is None else self._given[0]
+        return this_share()[0] if self._given[0] is None else self._given[0]
 
     @property
     def size(self) -> int:
         """Of how many."""
-        return this_rank()[1] if self._given[1] is None else self._given[1]
+        return this_share()[1] if self._given[1] is None else self._given[1]
 
     @property
     def global_batch(self) -> int:
@@ -142,6 +145,15 @@ class RankBatches(BatchSampler):
         """All that a rank has of an epoch from a row on."""
         order, shares = self._orders(epoch), self.shares(start)
         return [[order[place] for place in shares.places(step, rank)] for step in range(shares.num_steps)]
+
+    def has_steps_after(self, rows: int) -> bool:
+        """Whether steps are left of an epoch when so many rows are used."""
+        return rows < self.num_rows and self.shares(rows).num_steps > 0
+
+    @property
+    def remainder(self) -> int:
+        """Rows of the last step of the next pass that are no filling; 0: all of them, as Accelerate counts."""
+        return (self.num_rows - self.position.start) % self.global_batch if self._last == "pad" else 0
 
     @property
     def epoch(self) -> int:

@@ -53,6 +53,7 @@ class RankLoader(DataLoaderShard):
         """A pass begins."""
         self._num_delivered = 0
         super().begin()
+        self.remainder = self.rows.remainder
 
     def _update_state_dict(self) -> None:
         # Called before each batch that is delivered, and for the last one once more.
@@ -71,16 +72,20 @@ class RankLoader(DataLoaderShard):
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and the rows of it that were used over all ranks: the same on every rank."""
         rows = self.rows_after(self._num_delivered) if self._num_delivered else self.position.start
-        if isinstance(self.rows, RankBatches) and rows >= self.rows.num_rows:
+        is_last = bool(self._num_delivered) and self.end_of_dataloader
+        if is_last or not self.rows.has_steps_after(rows):
             return {"epoch": self.iteration + 1, "rows": 0, "data": self.identity}
         return {"epoch": self.iteration, "rows": rows, "data": self.identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there with the next pass, on however many ranks there are now. Raises UsageError for other data."""
         self.check_identity(state_dict["data"])
-        self.iteration = int(state_dict["epoch"])
-        self.rows.set_epoch(self.iteration)
-        self.position.go_on_at(int(state_dict["rows"]), 0)
+        epoch, rows = int(state_dict["epoch"]), int(state_dict["rows"])
+        if not self.rows.has_steps_after(rows):  # too few are left here: Accelerate does not count a pass without any
+            epoch, rows = epoch + 1, 0
+        self.iteration = epoch
+        self.rows.set_epoch(epoch)
+        self.position.go_on_at(rows, 0)
 
     def check_identity(self, saved: str) -> None:
         """Raise UsageError when a place belongs to other rows, or to another order of them."""

@@ -52,6 +52,15 @@ class StreamShare(IterableDataset[Any]):
         """Rows of a step over all ranks."""
         return self._group.global_batch
 
+    def has_steps_after(self, rows: int) -> bool:
+        """As of RankBatches; nobody knows before the stream has ended."""
+        return True
+
+    @property
+    def remainder(self) -> int:
+        """As of RankBatches; -1: not known."""
+        return -1 if self._last == "pad" else 0
+
     def shares(self, start: int) -> EpochShares:
         """Of a stream that goes on for ever."""
         return EpochShares(1 << 62, self.global_batch, self._group.size, start, "drop")

@@ -8,9 +8,10 @@ when a model is wrapped for several ranks, or at the first step of an optimizer.
 of (seed, rank); rank 0 goes on as a single process would. Workers of loaders are seeded apart always.
 
 What stays alike: the order of a shuffled loader that no library has spread, since ranks may each take their stretch of
-it; `torch.initial_seed()`, from which libraries derive the order of samples; ranks that hold one tensor-parallel model,
-whose activations a dropout mask of their own would make unlike. A script that seeds by itself, as Trainer does, has
-decided: its numbers are left as they are.
+it; `torch.initial_seed()`, from which libraries derive the order of samples; ranks that compute one batch together, as
+those of one tensor-parallel model, whose activations a dropout mask of their own would make unlike, and the stages of a
+pipeline; workers of their loaders too. A script that seeds by itself, as Trainer does, has decided: its numbers are
+left as they are.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class RandomStreams:
         )
 
     def begin(self, seed: int | None, rank: int, world_size: int) -> None:
-        """A new cell; `seed`: None when its run was given none."""
+        """A new cell; `seed`: None when its run was given none.
+
+        `rank`, `world_size`: among the ranks that have data of their own; those that share a batch are one of them.
+        """
         self._seed, self._rank, self._order = seed, rank, None
         self._has_begun = seed is None or world_size == 1
         if seed is not None:

@@ -37,6 +37,8 @@ def install() -> None:
             f"{of}.reduce": _make_reduce,
             "accelerate.state:PartialState.wait_for_everyone": _make_wait_for_everyone,
             "torch.nn.utils:clip_grad_norm_": _make_clip_grad_norm,
+            "torch.nn.utils.clip_grad:clip_grad_norm_": _make_clip_grad_norm,
+            "accelerate.accelerator:gather_object": _make_gather_object,
             "accelerate.accelerator:prepare_data_loader": _make_prepare_data_loader,
             "accelerate.scheduler:AcceleratedScheduler.step": _make_scheduler_step,
             "accelerate.data_loader:DataLoaderShard.__iter__": _make_pass,
@@ -140,15 +142,23 @@ def _make_refusing(name: str) -> Any:
 
 
 def _make_clip_grad_norm(original: Any) -> Any:
-    def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
+    def clip_grad_norm_(
+        parameters: Any,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        foreach: bool | None = None,
+    ) -> Any:
         strategy = _strategy()
         total_norm = getattr(strategy, "total_norm", None)
         if total_norm is None:
-            return original(parameters, max_norm, norm_type, *args, **kwargs)
+            return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         norm = total_norm(
             torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None], norm_type), norm_type
         )
+        if error_if_nonfinite and not torch.isfinite(norm):
+            raise RuntimeError(f"the total norm of order {norm_type} of the gradients of all stages is non-finite.")
         torch.nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
         return norm
 
@@ -216,6 +226,16 @@ def _make_gather(original: Any) -> Any:
     return gather
 
 
+def _make_gather_object(original: Any) -> Any:
+    def gather_object(object: Any) -> Any:
+        copies = _num_copies(_strategy())
+        if copies == 1:
+            return original(object)
+        return [item for items in original([object])[::copies] for item in items]
+
+    return gather_object
+
+
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
 
@@ -248,16 +268,22 @@ def _make_reduce(original: Any) -> Any:
             return recursively_apply(lambda part: _reduced(strategy.gathered(part), reduction, scale), tensor)
         reduced = original(self, tensor, reduction, scale)
         copies = _num_copies(strategy) if reduction == "sum" else 1
-        return recursively_apply(lambda part: part / copies, reduced) if copies > 1 else reduced
+        return recursively_apply(lambda part: _one_of(part, copies), reduced) if copies > 1 else reduced
 
     return reduce
+
+
+def _one_of(total: torch.Tensor, copies: int) -> torch.Tensor:
+    """Of a sum over ranks so many of which have the same value; a count stays one."""
+    return total / copies if total.is_floating_point() or total.is_complex() else total // copies
 
 
 def _reduced(parts: list[torch.Tensor], reduction: str, scale: float) -> torch.Tensor:
     if reduction not in ("sum", "mean"):
         raise UsageError(f"--plan async-ps: accelerator.reduce() takes 'sum' or 'mean', not {reduction!r}.")
     together = torch.stack(parts)
-    return (together.mean(0) if reduction == "mean" else together.sum(0)) * scale
+    found = together.mean(0) if reduction == "mean" else together.sum(0, dtype=together.dtype)
+    return found if scale == 1.0 else found * scale
 
 
 def _make_wait_for_everyone(original: Any) -> Any:

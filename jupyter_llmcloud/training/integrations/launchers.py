@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ def adopt(run: Run) -> None:
             daemon: bool = False,
             start_method: str = "spawn",
         ) -> Any:
-            if getattr(fn, "__module__", None) != "__main__":
+            if not is_of_cell(fn):
                 return original(fn, args, nprocs, join, daemon, start_method)
             if nprocs != run.world_size:
                 raise ValueError(
@@ -73,6 +74,13 @@ def adopt(run: Run) -> None:
             "start_processes": here(start),
         }
     )
+
+
+def is_of_cell(function: Any) -> bool:
+    """Whether a cell has defined it, or the function that it is a part of."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__module__", None) == "__main__"
 
 
 def compare_number(name: str, wanted: int | None, run: Run) -> None:

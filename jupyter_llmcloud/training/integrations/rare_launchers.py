@@ -10,7 +10,7 @@ from typing import Any
 
 from jupyter_llmcloud.system.import_hooks import when_imported
 from jupyter_llmcloud.training import patches
-from jupyter_llmcloud.training.integrations.launchers import compare_number
+from jupyter_llmcloud.training.integrations.launchers import compare_number, is_of_cell
 from jupyter_llmcloud.training.run import Run
 
 
@@ -52,7 +52,7 @@ def _ignite(_: Any, run: Run) -> Callable[..., None]:
 
 def _elastic_launch(original: Any, run: Run) -> Callable[..., dict[int, Any]]:
     def __call__(self: Any, *args: Any) -> dict[int, Any]:
-        if getattr(self._entrypoint, "__module__", None) != "__main__":
+        if not is_of_cell(self._entrypoint):
             results: dict[int, Any] = original(self, *args)
             return results
         wanted = self._config.nproc_per_node * self._config.max_nodes

@@ -7,6 +7,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 import msgspec
@@ -19,6 +21,8 @@ BATCH_S = 0.03  # a reader's eye does not see less
 MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is held back by a slow reader
 MAX_WAITING = 4 << 10  # characters that may wait for the end of their line
 MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
+_MAX_INT, _MIN_INT = (1 << 64) - 1, -(1 << 63)  # that a message carries
+_EXACT = 1 << 53  # up to here a float is the whole number that it was
 
 
 class OutputSender:
@@ -81,6 +85,8 @@ class OutputSender:
         """A display, a result or an error."""
         if self.forked or self.muted:
             return
+        # Here, where an error is the cell's: one of the thread that sends would cost the rank.
+        record = msgspec.to_builtins(record, str_keys=True, enc_hook=_plain)
         size = sum(len(str(value)) for value in (record.get("data") or {}).values())
         if size > MAX_RECORD:
             kinds = ", ".join(record["data"])
@@ -137,6 +143,21 @@ class OutputSender:
                 self.flush(may_wait=True)
             except OSError:
                 return  # the agent has gone; the control thread ends this process
+
+
+def _plain(value: Any) -> Any:
+    """What a kernel's messages make of a value that JSON does not know. Raises TypeError as they do."""
+    if isinstance(value, str):  # of a class of its own, such as a text that a template has made
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
+        return value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Iterable):
+        return list(value)
+    raise TypeError(f"a display holds a {type(value).__name__} object, which is no JSON: give it as text or numbers.")
 
 
 def _has_open_line(record: dict[str, Any]) -> bool:
@@ -209,12 +230,18 @@ class RankStream(io.TextIOBase):
 
 def number(value: Any) -> float | None:
     """A metric's value as a float; None when it is not one number. Tensors and arrays of one element count."""
-    if isinstance(value, (bool, int, float)):
-        return float(value)
-    item = getattr(value, "item", None)
-    if item is None or isinstance(value, str):
-        return None
     try:
-        return float(item())
-    except (TypeError, ValueError, RuntimeError):
+        if isinstance(value, (bool, int, float)):
+            return float(value)
+        item = getattr(value, "item", None)
+        return None if item is None or isinstance(value, str) else float(item())
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
+
+
+def place(value: Any) -> Any:
+    """A step, or how far a bar is, as a message carries it; loops over arrays count in numbers of NumPy or torch."""
+    if value is None or type(value) in (float, str) or (type(value) is int and _MIN_INT <= value <= _MAX_INT):
+        return value
+    found = number(value)
+    return int(found) if found is not None and found.is_integer() and abs(found) <= _EXACT else found

@@ -82,7 +82,7 @@ def came_from(error: BaseException, place: re.Pattern[str]) -> bool:
 def text_of(error: BaseException) -> str:
     """Its message; what it says of itself may fail in turn."""
     try:
-        return str(error)
+        return str.__str__(str(error))  # a text of a class of its own could not be sent
     except Exception as failed:
         return f"<its message cannot be shown: {type(failed).__name__} in __str__>"
 

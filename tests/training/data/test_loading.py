@@ -121,6 +121,40 @@ def test_a_place_behind_the_last_row_is_the_beginning_of_the_next_epoch(prepared
     assert [(state["epoch"], state["rows"]) for state in states] == [(0, 50), (0, 100), (1, 0)]
 
 
+@pytest.mark.parametrize("source", [lambda at: at, lambda at: Counting()], ids=["prepared", "a stream"])
+@pytest.mark.parametrize("last", ["share", "pad", "drop"])
+def test_behind_the_last_step_the_next_epoch_comes_whatever_was_left(prepared: str, last: str, source: Any) -> None:
+    """Rows that fill no step are dropped, or nobody knows how many a stream has."""
+
+    def made() -> Any:
+        return lc.data.load(source(prepared), 5, last=last)
+
+    loader = made()
+    *_, state = [loader.state_dict() for _ in loader]
+    wanted = [[rows.tolist() for rows in map(first_column, loader)] for _ in range(2)]
+    again = made()
+    again.load_state_dict(state)
+    assert [[rows.tolist() for rows in map(first_column, again)] for _ in range(2)] == wanted
+
+
+def first_column(batch: Any) -> torch.Tensor:
+    return batch["input_ids"][:, 0] if isinstance(batch, dict) else batch
+
+
+@pytest.mark.parametrize(("last", "counted"), [("share", 103), ("pad", 103), ("drop", 100)])
+def test_metrics_are_gathered_of_every_row_that_came(prepared: str, last: str, counted: int) -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(lc.data.load(prepared, 10, last=last))
+    gathered = [accelerator.gather_for_metrics(batch["input_ids"][:, 0]) for batch in loader]
+    rows = torch.cat(gathered).tolist()
+    assert len(rows) == len(set(rows)) == counted
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
 def test_a_place_in_other_data_or_another_order_is_refused(prepared: str) -> None:
     state = lc.data.load(prepared, seed=1).state_dict()
     with pytest.raises(UsageError, match="in other data, or in another order"):
@@ -252,6 +286,31 @@ def test_a_loader_lets_go_of_its_threads(prepared: str) -> None:
     loader.dataset.close()
     assert len(loader.dataset) == NUM_ROWS and loader.dataset[-1]["input_ids"][0] == 102
     loader.dataset.close()
+
+
+ROWS = """
+import torch
+import jupyter_llmcloud as lc
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self): return 23
+    def __getitem__(self, at): return at
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter(range(23))
+
+rows = [[batch.tolist() for batch in lc.data.load(source, 3)] for source in (Rows(), Stream())]
+"""
+
+
+@pytest.mark.parametrize(("plan", "num_shares"), [("tp:2", 1), ("pipeline:2", 1), ("fsdp", 2)])
+def test_ranks_that_compute_a_batch_together_are_given_the_same_rows(world: Ranks, plan: str, num_shares: int) -> None:
+    world.ok(ROWS, plan=plan)
+    for steps in zip(world.pull("rows", 0), world.pull("rows", 1), strict=True):
+        assert (steps[0] == steps[1]) == (num_shares == 1)
+        assert all(len(batch) == 3 for batch in steps[0][:3])
+        taken = [row for own in steps[:num_shares] for batch in own for row in batch]
+        assert sorted(taken) == list(range(23))
 
 
 CELL = """

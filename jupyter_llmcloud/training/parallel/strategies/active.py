@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from jupyter_llmcloud.core.parallel.plan import APART, ParallelPlan, parse_plan
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.group import shared_draws
 from jupyter_llmcloud.training.parallel.balance import BALANCE, DataRanks
 from jupyter_llmcloud.training.parallel.mesh import MESHES
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
@@ -59,12 +61,15 @@ class ActivePlan:
 
     Attributes:
         strategy: of the present cell; None under `ddp`, which DistributedDataParallel carries out.
+        data_rank: which part of the data this rank gets, of how many.
         compression: of gradients, "" for none.
     """
 
     def __init__(self) -> None:
         self.strategy: Strategy | None = None
+        self.data_rank = (0, 1)
         self.compression = ""
+        self._is_first_step = False
         self._last: Strategy | None = None
         self._plan = ParallelPlan()
         self._former: dict[str, str | None] = {}
@@ -78,15 +83,16 @@ class ActivePlan:
         """A cell begins. One that goes on with the plan of an earlier cell keeps its state."""
         plan = parse_plan(cell.plan or "ddp")
         self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
+        self._is_first_step = plan.kind != "ddp" and world_size > 1
         self._former = {name: os.environ.get(name) for name in cell.environment}
         if cell.environment:
             os.environ.update(cell.environment)
         if plan.kind != "ddp":
             self._begin_strategy(plan, rank, world_size, device).begin(f"{cell.run_id}/{cell.attempt}")
-        data_rank = self.strategy.data_rank if self.strategy is not None else (rank, world_size)
+        self.data_rank = self.strategy.data_rank if self.strategy is not None else (rank, world_size)
         is_averaged = self.strategy is not None and plan.kind not in APART
         BALANCE.begin(
-            cell.balance, DataRanks.of(data_rank, world_size, cell.reference_ranks, cell.elastic, is_averaged)
+            cell.balance, DataRanks.of(self.data_rank, world_size, cell.reference_ranks, cell.elastic, is_averaged)
         )
 
     def _begin_strategy(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> Strategy:
@@ -121,11 +127,29 @@ class ActivePlan:
 
     # --- training ---
 
+    def draw_alike(self) -> None:
+        """Ranks that compute one batch together go on from numbers that may be those of ranks that did not."""
+        if self.strategy is not None and self.data_rank[1] < self.strategy.world_size:
+            shared_draws.draw_alike()
+
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         if PREPARED.is_stale(optimizer):
             raise UsageError(
                 f"--plan {self._plan.text}: this optimizer trains parameters that its model has no more: it was made "
                 "before the model was prepared. Hand both to one call: accelerator.prepare(model, optimizer)."
+            )
+        if self._is_first_step:
+            self._is_first_step = False
+            self._look_what_is_trained(optimizer)
+
+    def _look_what_is_trained(self, optimizer: Any) -> None:
+        """Plain torch and Lightning spread their models themselves, and the plan would be left out without a word."""
+        strategy = self.strategy
+        if strategy is not None and strategy.rank == 0 and not PREPARED.trains(optimizer):
+            print(
+                f"--plan {self._plan.text}: the model that is trained here was not handed to accelerator.prepare() or "
+                "to a Trainer of transformers: the plan does nothing for it, and it is trained as the cell made it.",
+                file=sys.stderr,
             )
 
     def _after_step(self, optimizer: Any, *_: Any) -> None:

@@ -5,6 +5,7 @@ Every stage is called with the whole batch. What the last one computes, all get.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training.group.shared_draws import drawing_apart
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_DIMENSIONS = 8
@@ -68,7 +70,8 @@ class PipelinedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every rank calls it with the same batch; returns what the whole model would."""
         run = Passage(self._stage, _split(args, kwargs, self._num_microbatches), kwargs)
-        run.forward()
+        with drawing_apart(dist.get_rank(), _device()) if self.training else contextlib.nullcontext():
+            run.forward()
         grows = torch.is_grad_enabled()
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         loss, result, kind = run.shared_outputs(device, with_result=not grows)

@@ -19,6 +19,7 @@ from torch import nn
 
 from jupyter_llmcloud.core.parallel.outer_schedule import fragments_of
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training.group.shared_draws import draw_alike
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
 from jupyter_llmcloud.training.parallel.strategies.microbatches import Outputs, PipelinedModel, Stage
@@ -36,6 +37,7 @@ class Pipeline(Strategy):
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         stage = stage_of(model, self.rank, number, plan)
         model.to(self.device)
+        draw_alike()
         return PipelinedModel(model, stage, shapes, self.plan.settings["microbatches"] or number)
 
     def total_norm(self, norm: torch.Tensor, norm_type: float) -> torch.Tensor:

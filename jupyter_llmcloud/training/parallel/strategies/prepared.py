@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
@@ -52,6 +53,12 @@ class PreparedModels:
                     seen.add(id(new))
                     kept.append(new)
             group["params"] = kept
+
+    def trains(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer trains anything of these models, or what the cell has spread itself."""
+        own = {id(parameter) for model in self.models for parameter in model.parameters()}
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return not trained or any(id(one) in own or isinstance(one, DTensor) for one in trained)
 
     def is_stale(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer trains parameters that no model has any more."""

@@ -8,16 +8,15 @@ carried out by torch's `parallelize_module`.
 from __future__ import annotations
 
 import fnmatch
-import random
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training.group.shared_draws import draw_alike
 from jupyter_llmcloud.training.parallel.mesh import MESHES
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
@@ -81,7 +80,7 @@ class TensorParallel(Strategy):
             for name in others:
                 parent, _, own = name.rpartition(".")
                 setattr(model.get_submodule(parent), own, parameters[first])
-        self._draw_alike()
+        draw_alike()  # ranks that hold one activation drop the same of it
 
     def adopt_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Parameters that are cut and such that are not cannot be updated in one call."""
@@ -89,17 +88,6 @@ class TensorParallel(Strategy):
             for name in ("foreach", "fused"):
                 if name in group:
                     group[name] = False
-
-    def _draw_alike(self) -> None:
-        """Ranks that hold one activation drop the same of it: their random numbers are those of the first one."""
-        state: list[Any] = [random.getstate(), torch.get_rng_state()]
-        dist.broadcast_object_list(state, src=0)
-        random.setstate(state[0])
-        torch.set_rng_state(state[1])
-        if self.device.type == "cuda":
-            states: list[Any] = [torch.cuda.get_rng_state()]
-            dist.broadcast_object_list(states, src=0)
-            torch.cuda.set_rng_state(states[0])
 
 
 class TensorParallelSharded(TensorParallel):

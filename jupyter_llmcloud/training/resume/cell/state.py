@@ -273,6 +273,8 @@ class CellState:
             rng.restore_for_new_rank(saved["rng"], self.rank)
         else:
             rng.restore(saved["rng"])
+        if not same_world:
+            ACTIVE.draw_alike()
         return saved
 
     def _objects(self, own: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
