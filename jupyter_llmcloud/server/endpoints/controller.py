@@ -184,8 +184,8 @@ class EndpointController:
         states = self._plan.states()
         replicas = [
             {
-                "id": replica.id, "pid": replica.pid, "state": states.get(number, ""), "in_flight": replica.num_in_flight,
-                "revision": replica.stored.revision, "cluster": replica.stored.cluster,
+                "id": replica.id, "pid": replica.pid, "in_flight": replica.num_in_flight,
+                "state": states.get(number, ""), "revision": replica.stored.revision, "cluster": replica.stored.cluster,
                 **{key: value for key, value in replica.reported.items() if key in _REPORTED_BY_REPLICAS},
             }
             for number, replica in self._replicas.items()
