@@ -17,6 +17,7 @@ from jupyter_llmcloud.protocol.http.events import (
     RunInfo,
 )
 from jupyter_llmcloud.protocol.http.worlds import Split
+from jupyter_llmcloud.widgets.static_view import MAX_CHARTS
 from jupyter_llmcloud.widgets.view_state import ViewState
 
 _DIGITS = 6  # of a value on a chart
@@ -42,6 +43,7 @@ def live_info(state: ViewState, created: float) -> RunInfo:
         notice=notice(state),
         latest=all_latest(state),
         log_scales=sorted(state.log),
+        num_left_out=state.metrics.num_left_out + max(0, len(state.metrics.series) - MAX_CHARTS),
         actions=RunActions(stop=state.is_active),
     )
 

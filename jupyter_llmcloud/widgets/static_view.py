@@ -16,7 +16,7 @@ from html import escape
 from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.series import Extreme, Series
 from jupyter_llmcloud.core.names import name_ranks, short_name
-from jupyter_llmcloud.core.output.numerals import format_duration, format_number, sparkline
+from jupyter_llmcloud.core.output.numerals import format_count, format_duration, format_number, sparkline
 from jupyter_llmcloud.core.run.time_split import in_words
 from jupyter_llmcloud.widgets import chart
 from jupyter_llmcloud.widgets.view_state import ViewState, grouped, short, without_advice
@@ -227,7 +227,7 @@ def _row(number: int, series: Series) -> dict[str, str]:
 
 
 def _extreme(extreme: Extreme | None) -> str:
-    return f"{format_number(extreme.value)} at {format_number(extreme.step)}" if extreme else ""
+    return f"{format_number(extreme.value)} at {format_count(extreme.step)}" if extreme else ""
 
 
 def _best(series: Series) -> str:

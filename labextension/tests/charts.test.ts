@@ -22,6 +22,7 @@ import {
 } from '../src/shared/components/chart/plot-data';
 import { differingRows, lineDifference } from '../src/shared/components/run/difference';
 import { linesOf } from '../src/shared/components/run/output';
+import { facts } from '../src/shared/components/run/progress';
 import { summary } from '../src/shared/components/run/ranks';
 
 const columns = (mean: (number | null)[], steps = mean.map((_, at) => at)): Columns => ({
@@ -79,6 +80,21 @@ test('ticks of steps are whole, labels differ', () => {
   expect(new Set(tickLabels([1.00001, 1.00002, 1.00003])).size).toBe(3);
   expect(timeTicks(0, 600, 5)).toEqual([0, 120, 240, 360, 480, 600]);
   expect([45, 90, 7500].map(clockLabel)).toEqual(['45 s', '1:30', '2:05:00']);
+});
+
+test('a label beside an axis is the number that it stands for', () => {
+  expect(tickLabels([0.9995, 1, 1.0005])).toEqual(['0.9995', '1', '1.0005']);
+  expect(tickLabels([12_340_000, 12_350_000])).toEqual(['1.234e7', '1.235e7']);
+  expect(tickLabels([1000, 1000.5])).toEqual(['1,000', '1,000.5']);
+  expect(tickLabels([1e-5, 1.5e-5])).toEqual(['1e-5', '1.5e-5']);
+  expect(tickLabels([1 / 3])).toEqual(['0.333333']);
+});
+
+test('a step of many digits is told whole, in a progress bar too', () => {
+  const window = { ...columns([1], [12_345_678]), is_exact: true };
+  expect(rankWords({ 0: window, 1: window }, 12_345_678)).toContain('at step 12,345,678 ');
+  const bar = { desc: '', done: 12_345_678, total: 12_400_000, fraction: 0.99, rate: null, eta: null, eta_range: null, waits: '' };
+  expect(facts(bar)).toBe('12,345,678 of 12,400,000');
 });
 
 test('metrics are grouped by what stands before the slash once there are many', () => {

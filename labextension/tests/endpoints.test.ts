@@ -14,6 +14,7 @@ const revision = (number: number, role: string, changes: Partial<ServedRevision>
   num_replicas: 1,
   step: null,
   note: '',
+  was_stable: true,
   num_requests: 0,
   num_errors: 0,
   comparison: null,
@@ -48,6 +49,11 @@ describe('the way back', () => {
     expect(rollbackTo(endpoint(revision(1, 'stable'), revision(2, 'canary')))).toBe('run-1');
     expect(rollbackTo(endpoint(revision(1, 'retired'), revision(2, 'retired', { note: 'bad' }), revision(3, 'stable')))).toBe('run-1');
     expect(rollbackTo(endpoint(revision(1, 'stable')))).toBe('');
+  });
+  test('not to what was only tried', () => {
+    const tried = revision(2, 'retired', { was_stable: false });
+    expect(rollbackTo(endpoint(revision(1, 'previous', { was_stable: true }), tried, revision(3, 'stable')))).toBe('run-1');
+    expect(rollbackTo(endpoint(revision(1, 'retired', { was_stable: null }), revision(3, 'stable')))).toBe('run-1');
   });
 });
 

@@ -26,7 +26,7 @@ export class FakeSocket {
   }
 
   hello(epoch = 'one'): void {
-    this.say({ type: 'hello', epoch, version: '0.1.0', heartbeat_s: 20 });
+    this.say({ type: 'hello', epoch, version: '0.1.0', heartbeat_s: 20, now: Date.now() / 1000 });
   }
 }
 

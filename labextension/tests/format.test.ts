@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 
-import { formatBytes, formatDuration, formatLatency, formatNumber, formatRate, splitName } from '../src/shared/format';
+import { formatBytes, formatCount, formatDuration, formatLatency, formatNumber, formatRate, splitName } from '../src/shared/format';
 
 test('numbers have four digits that count, and tell what is not finite', () => {
   expect([0.00025, -0.00125, 1_250_000, 2.3412345, 3.1e-5, 1.5e9].map(value => formatNumber(value))).toEqual([
@@ -13,6 +13,12 @@ test('numbers have four digits that count, and tell what is not finite', () => {
   ]);
   expect(formatNumber(null)).toBe('not finite');
   expect(formatNumber(1e300)).toBe('1e300');
+});
+
+test('steps have all of their digits, by which they are looked for', () => {
+  expect([7, 12_345_678, 1.5, 12_345_678.5, 1e300, null].map(formatCount)).toEqual([
+    '7', '12,345,678', '1.5', '12,345,679', '1e300', 'not finite'
+  ]);
 });
 
 test('durations have two units at most', () => {

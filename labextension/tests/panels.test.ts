@@ -3,9 +3,10 @@ import { describe, expect, test } from 'vitest';
 
 import manifest from '../package.json';
 import { toggled, canDistribute, distributeLine } from '../src/panels/distribute-cell';
-import { CELL_SOURCES } from '../src/panels/cell-sources';
+import { CELL_SOURCES, cellSource } from '../src/panels/cell-sources';
 import { EndedRuns, HangingRuns, isHolder } from '../src/panels/ended-runs';
 import { events } from '../src/shared/api/completions';
+import type { Rest } from '../src/shared/api/rest';
 import type { ClusterOption, Endpoint, Run, World } from '../src/shared/api/types';
 import { changedOptions, parseOption } from '../src/shared/components/clusters/options';
 import { lossOf, proxiedDashboard } from '../src/shared/components/clusters/loss';
@@ -82,6 +83,15 @@ describe('what ends with a cluster', () => {
     expect(proxiedDashboard('http://hub/', 'http://node7:41/status')).toBe('http://hub/proxy/node7:41/status');
     expect(proxiedDashboard('http://hub/', '')).toBeNull();
   });
+  test('a dashboard is a page of a host, and no script', () => {
+    expect(proxiedDashboard('http://hub/', 'javascript:alert(1)//:1')).toBeNull();
+    expect(proxiedDashboard('http://hub/', 'data:text/html,x')).toBeNull();
+  });
+  test('an endpoint ends with the cluster that its replicas are on, whichever is the newest now', () => {
+    const placed = [{ name: 'poet', cluster: null, state: 'ready', replicas: [{ cluster: 'a' }] }] as Endpoint[];
+    expect(lossOf({ name: 'a' }, [], [], placed, 'b').endpoints).toHaveLength(1);
+    expect(lossOf({ name: 'b' }, [], [], placed, 'b').endpoints).toHaveLength(0);
+  });
 });
 
 describe('the list of runs', () => {
@@ -150,6 +160,24 @@ describe('cells', () => {
   });
   test('a run is resumed with its own text', () => {
     expect(CELL_SOURCES.resume('poet', '%%distribute -n 2\nx = 1')).toBe('%%distribute --resume poet\nx = 1');
+  });
+  test('a cell is about the run of its tab, not the newest of its name', async () => {
+    const found = async (run: string) => ({ run_id: run === 'poet' ? 'poet-new' : run, source: 'x = 1' }); // as the server finds it
+    const rest = { run: found } as unknown as Rest;
+    const source = (cell: string, id: string) => cellSource({ rest }, { cell, id, name: 'poet' });
+    expect(await source('attach', 'poet-old')).toContain('%runs attach poet-old');
+    expect(await source('resume', 'poet-old')).toBe('%%distribute --resume poet-old\nx = 1');
+    expect(await source('resume', 'poet-new')).toBe('%%distribute --resume poet\nx = 1');
+  });
+  test('an endpoint is asked for what it is there for', async () => {
+    const connection = { baseUrl: 'http://h/' };
+    const source = async (kind: string) => {
+      const rest = { connection, get: async () => ({ kind, inputs: '' }) } as unknown as Rest;
+      return cellSource({ rest }, { cell: 'client', id: 'poet', name: 'poet' });
+    };
+    expect(await source('generator')).toContain('client.chat.completions.create(');
+    expect(await source('classifier')).toContain('http://h/llmcloud/v2/models/poet/infer');
+    expect(await source('embedder')).toContain('client.embeddings.create(model="poet", input="Hello")');
   });
 });
 

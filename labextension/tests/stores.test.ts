@@ -2,6 +2,8 @@ import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 
 import { makeConnection } from '../src/shared/api/connection';
 import { Events } from '../src/shared/api/events';
+import { hearTime, serverNow } from '../src/shared/clock';
+import { linesOf } from '../src/shared/components/run/output';
 import type { Run, SeriesTail } from '../src/shared/api/types';
 import { TopicStore } from '../src/shared/stores/topic-store';
 import { WatchedRun, withTails } from '../src/shared/stores/watched-run';
@@ -209,6 +211,58 @@ test('a watched run is acknowledged once it is drawn, watched again after a cut,
   expect(watched.value.output.map(one => one.seq)).toEqual([1, 2, 3]);
   expect(watched.value.series.get('loss')?.step).toEqual([1, 2, 3]);
   expect(watched.value.problem).toBe('');
+});
+
+const written = (seq: number, rank = 0) => ({
+  rank, seq, t: seq, kind: 'stdout', text: `${seq}\n`, stream: 'stdout', html: '', image: '', is_warning: false
+});
+
+test('output that was let go while the page was away is said where it is missing', () => {
+  const watched = new WatchedRun(events, 'r-1');
+  watched.follow(() => undefined);
+  socket().hello();
+  const say = (seqs: number[], skipped: number, rank = 0) =>
+    socket().say({ type: 'run_output', run_id: 'r-1', cursor: 1, records: seqs.map(seq => written(seq, rank)), skipped });
+  const shown = () => linesOf(watched.value.output, null).map(line => line.text);
+  say([1, 2], 0);
+  socket().close();
+  vi.advanceTimersByTime(1000);
+  socket().hello();
+  say([90, 91], 89);
+  expect(shown()).toEqual(['1', '2', '… 87 pieces of output are not shown here; the log has them …', '90', '91']);
+  say([92], 0);
+  say([95], 2); // too slow: the server has let go of two
+  expect(shown().slice(-3)).toEqual(['92', '… 2 pieces of output are not shown here; the log has them …', '95']);
+  say([1, 2], 0, 1);
+  expect(shown().slice(-3)).toEqual(['95', '1', '2']);
+});
+
+test('what is missing at the start is told once, above the output', () => {
+  const watched = new WatchedRun(events, 'r-1');
+  watched.follow(() => undefined);
+  socket().hello();
+  socket().say({ type: 'run_output', run_id: 'r-1', cursor: 1, records: [written(40)], skipped: 50 });
+  socket().say({ type: 'run_output', run_id: 'r-1', cursor: 2, records: [written(12, 1)], skipped: 0 });
+  expect([watched.value.skipped, watched.value.output.map(one => one.kind)]).toEqual([50, ['stdout', 'stdout']]);
+});
+
+test('a run that the server has no room for says so, and is watched once there is', () => {
+  const [one, other] = [new WatchedRun(events, 'r-1'), new WatchedRun(events, 'r-2')];
+  const leave = one.follow(() => undefined);
+  other.follow(() => undefined);
+  socket().hello();
+  vi.spyOn(console, 'warn').mockReturnValue();
+  socket().say({ type: 'refused', message: '1 runs are watched already', run_id: 'r-2' });
+  expect([one.value.problem, other.value.problem]).toEqual(['', expect.stringContaining('So many runs')]);
+  leave();
+  expect(socket().sent.slice(-2)).toEqual([{ type: 'unwatch', run_id: 'r-1' }, { type: 'watch', run_id: 'r-2', points: 800 }]);
+});
+
+test('ages are counted by the clock of the server', () => {
+  new TopicStore(events, 'runs').follow(() => undefined);
+  socket().say({ type: 'hello', epoch: 'one', version: '0.1.0', heartbeat_s: 20, now: Date.now() / 1000 - 300 });
+  expect(serverNow()).toBeCloseTo(Date.now() / 1000 - 300);
+  hearTime(Date.now() / 1000);
 });
 
 test('a run that is no more is said to be gone', () => {

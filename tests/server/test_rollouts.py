@@ -61,6 +61,7 @@ async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_ar
 
     await until(both_are_ready, "both are ready: one that still starts would be started again")
     before = await told(server)
+    assert all(replica["cluster"] for replica in before["replicas"])
     assert await revision(server) == "1"
     await change(server, "update", {"target": str(make_model(tmp_path / "better"))})
 

@@ -453,6 +453,12 @@ def test_the_widget_is_closed_at_the_end_and_keeps_no_data(view):
     assert (widget.series, widget.info) == ([], {})
 
 
+def test_the_widget_tells_that_it_leaves_metrics_out(view):
+    assert live_info.live_info(view.state, 0.0).num_left_out == 0
+    view.handle_metrics(0, records(1, 3, **{f"m{number}": 1.0 for number in range(static_view.MAX_CHARTS + 3)}))
+    assert live_info.live_info(view.state, 0.0).num_left_out == 3
+
+
 def test_a_terminal_gets_text(capsys):
     view = LiveView("run-1", "demo", [0, 1], lambda: None, started=100.0)
     view.handle_metrics(0, records(1, 3, loss=2.0))

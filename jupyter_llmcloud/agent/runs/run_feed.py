@@ -14,7 +14,7 @@ from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.agent.trackers.process import TrackerProcesses
 from jupyter_llmcloud.core.detect.detector import Alert
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
-from jupyter_llmcloud.core.names import short_name
+from jupyter_llmcloud.core.names import name_ranks, short_name
 from jupyter_llmcloud.core.output.numerals import format_step
 from jupyter_llmcloud.core.run.end_report import describe_saved
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState, TimesTold
@@ -156,6 +156,7 @@ class RunFeed:
 
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
         """The cell is sent to these ranks."""
+        self._end_hang(list(ranks))
         self._times.begin(number, ranks)
         if self._trackers is None:
             names, url = self.record.spec.get("track") or (), root_url_of(self._folder.path.parents[1])
@@ -163,6 +164,15 @@ class RunFeed:
                 self._tell_begun()
             self._trackers = TrackerProcesses(self._folder.path, names, self._note_late, url)
         self._alerts.begin_attempt()
+
+    def _end_hang(self, ranks: list[int]) -> None:
+        """Nobody hears of an attempt that is over any more: not that its ranks go on, either."""
+        if not self.record.hang or not ranks:
+            return
+        late = self.record.hang.get("late") or self.record.hang.get("waiting") or ranks
+        who = [rank for rank in late if rank in ranks] or ranks
+        text = f"{name_ranks(who)} {'begins' if len(who) == 1 else 'begin'} again.\n"
+        self.journal("logs", who[0], [{"kind": "report", "text": text, "late": who, "waiting": [], "recovered": True}])
 
     def _note_late(self, text: str) -> None:
         """A word of trackers and sinks, also after the end: in the record, unless the run is led elsewhere now."""

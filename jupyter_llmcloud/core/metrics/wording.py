@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jupyter_llmcloud.core.metrics.not_finite import NotFinite, word
 from jupyter_llmcloud.core.metrics.series import Point, Series
 from jupyter_llmcloud.core.names import name_ranks, short_name
-from jupyter_llmcloud.core.output.numerals import format_number
+from jupyter_llmcloud.core.output.numerals import format_count, format_number
 
 MAX_RANKS = 16
 MAX_METRICS = 2
@@ -48,7 +48,7 @@ def rank_values(series: Series, limit: int = MAX_RANKS) -> str:
         return f"the same on each of {len(ranks)} ranks"
     newest = max(steps)
     words = [
-        f"rank {rank}: {texts[rank]}{'' if value.step == newest else f' (step {format_number(value.step)})'}"
+        f"rank {rank}: {texts[rank]}{'' if value.step == newest else f' (step {format_count(value.step)})'}"
         for rank, value in ranks.items()
     ]
     return " · ".join([*words[:limit], *([f"… {len(words) - limit} more"] if len(words) > limit else [])])
@@ -57,7 +57,7 @@ def rank_values(series: Series, limit: int = MAX_RANKS) -> str:
 def waiting_for(series: Series) -> str:
     """`waits for rank 1, at step 20`, when others are far ahead."""
     behind = series.behind
-    return f"waits for {name_ranks(behind)}, at step {format_number(series.reached)}" if behind else ""
+    return f"waits for {name_ranks(behind)}, at step {format_count(series.reached)}" if behind else ""
 
 
 def since_when(found: NotFinite, num_ranks: int) -> str:
@@ -65,7 +65,7 @@ def since_when(found: NotFinite, num_ranks: int) -> str:
     if not (ranks := found.ranks):
         return ""
     where = f" on {name_ranks(ranks)}" if len(ranks) < num_ranks else ""
-    return f"{found.word}{where} since step {format_number(found.since)}"
+    return f"{found.word}{where} since step {format_count(found.since)}"
 
 
 def warning(series: Series) -> str:
@@ -73,7 +73,7 @@ def warning(series: Series) -> str:
     found = series.not_finite
     if not found.count:
         return ""
-    counted = f"{found.count:,} not finite, first at step {format_number(found.first)}"
+    counted = f"{found.count:,} not finite, first at step {format_count(found.first)}"
     return " · ".join(filter(None, (since_when(found, len(series.ranks)), counted)))
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 MAX_TICK = 7
+LARGE = 1e7  # from here on a number has few digits and a power of ten
+MAX_WHOLE = 1 << 53
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -16,7 +18,7 @@ def format_number(value: float | None, digits: int = 4) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    if size >= 1e7 or size < 1e-4:
+    if size >= LARGE or size < 1e-4:
         mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     decimals = 0 if float(value).is_integer() else max(0, digits - 1 - math.floor(math.log10(size)))
@@ -27,6 +29,13 @@ def format_number(value: float | None, digits: int = 4) -> str:
 def format_step(step: float) -> str:
     """A step as it is looked for, with all of its digits: `60`, `1500000`, `0.5`."""
     return str(int(step)) if math.isfinite(step) and step == int(step) else f"{step:g}"
+
+
+def format_count(count: float | None) -> str:
+    """A number of steps, or of what is counted: whole ones with all of their digits, as `12,345,678`."""
+    if count is not None and LARGE <= abs(count) < MAX_WHOLE:
+        return f"{count:,.0f}"
+    return format_number(count)
 
 
 def format_tick(value: float) -> str:

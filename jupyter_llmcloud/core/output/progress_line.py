@@ -5,7 +5,7 @@ from __future__ import annotations
 from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.progress import Bar
 from jupyter_llmcloud.core.metrics.series import MetricCollector
-from jupyter_llmcloud.core.output.numerals import format_duration, format_number
+from jupyter_llmcloud.core.output.numerals import format_count, format_duration, format_number
 from jupyter_llmcloud.core.run.end_report import cost_so_far
 
 BAR_WIDTH = 20
@@ -50,12 +50,12 @@ def progress_line(
 
 
 def _bar(bar: Bar, now: float) -> list[str]:
-    done = format_number(bar.done)
+    done = format_count(bar.done)
     parts = [bar.desc] if bar.desc else []
     if bar.total and bar.fraction is not None:
         filled = round(BAR_WIDTH * bar.fraction)
         parts += [_FULL * filled + _EMPTY * (BAR_WIDTH - filled), f"{100 * bar.fraction:.0f} %"]
-        done = f"{done}/{format_number(bar.total)}"
+        done = f"{done}/{format_count(bar.total)}"
     parts.append(done)
     if bar.rate:
         parts.append(f"{format_number(bar.rate, 3)}/s")

@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.metrics.wording import not_finite_word
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.options import Option, Syntax, integer, number, parse, split, take_verb
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
-from jupyter_llmcloud.core.output.numerals import format_number, format_step
+from jupyter_llmcloud.core.output.numerals import format_count, format_step
 from jupyter_llmcloud.core.output.paths import shorten
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago, span
@@ -144,7 +144,7 @@ def _short(value: Any, not_finite: Mapping[str, Any] | None) -> str:
         return f"{value:.4g}"
     if not_finite is None:
         return "NaN"
-    return f"{not_finite_word(not_finite.get('value'))} since step {format_number(not_finite['since'])}"
+    return f"{not_finite_word(not_finite.get('value'))} since step {format_count(not_finite['since'])}"
 
 
 def show(name: str) -> RunReport:

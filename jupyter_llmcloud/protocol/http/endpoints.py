@@ -128,6 +128,7 @@ class Replica(Response, frozen=True, omit_defaults=True):
     memory: ReplicaMemory | None = None
     host: str | None = None
     device: str | None = None
+    cluster: Annotated[str, Meta(description="On which it was placed.")] = ""
     last_seen: Annotated[float | None, Meta(description="Seconds since the epoch.")] = None
 
 
@@ -156,6 +157,9 @@ class ServedRevision(Response, frozen=True):
     num_replicas: int
     step: Annotated[int | None, Meta(description="Of a training run that is followed.")] = None
     note: Annotated[str, Meta(description="Why it was withdrawn.")] = ""
+    was_stable: Annotated[
+        bool | None, Meta(description="Whether it was the stable one ever: no rollback goes to another. Null: unknown.")
+    ] = None
     num_requests: Annotated[int, Meta(description="Since this server serves it; of a shadow, copies.")] = 0
     num_errors: Annotated[int, Meta(description="Of them, those that failed by its fault.")] = 0
     comparison: Annotated[ShadowComparison | None, Meta(description="Of a shadow.")] = None

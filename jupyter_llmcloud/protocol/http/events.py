@@ -299,11 +299,15 @@ class OutputRecord(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Hello(Event, kw_only=True, frozen=True, tag="hello"):
-    """The first message of a connection; `epoch` names this life of the server, within which cursors mean something."""
+    """The first message of a connection; `epoch` names this life of the server, within which cursors mean something.
+
+    `now` is the time of the server in seconds since the epoch, for ages of what it tells.
+    """
 
     epoch: str
     version: str
     heartbeat_s: float
+    now: float = 0.0
 
 
 ITEMS: dict[Topic, type[msgspec.Struct]] = {
@@ -398,9 +402,14 @@ class RunGone(Event, kw_only=True, frozen=True, tag="run_gone"):
 
 
 class MessageRefused(Event, kw_only=True, frozen=True, tag="refused"):
-    """A message of the client was not understood, or cannot be done; the connection stays."""
+    """A message of the client was not understood, or cannot be done; the connection stays.
+
+    Attributes:
+        run_id: of the run that is not watched; empty where it was something else.
+    """
 
     message: str
+    run_id: str = ""
 
 
 ServerMessage = (

@@ -76,7 +76,7 @@ _TOLD = (
     "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
     "keep_requests", "keep_previous", "priority",
 )  # fmt: skip
-_OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
+_OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note", "was_stable")
 GIVES_WAY_S = 5.0  # who waits asks several times a second
 MAX_REVISIONS = 20  # that are kept of one endpoint
 _REPORTED_BY_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
@@ -184,8 +184,8 @@ class EndpointController:
         states = self._plan.states()
         replicas = [
             {
-                "id": replica.id, "pid": replica.pid, "state": states.get(number, ""),
-                "in_flight": replica.num_in_flight, "revision": replica.stored.revision,
+                "id": replica.id, "pid": replica.pid, "in_flight": replica.num_in_flight,
+                "state": states.get(number, ""), "revision": replica.stored.revision, "cluster": replica.stored.cluster,
                 **{key: value for key, value in replica.reported.items() if key in _REPORTED_BY_REPLICAS},
             }
             for number, replica in self._replicas.items()

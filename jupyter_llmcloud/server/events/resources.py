@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,7 +45,7 @@ class Resources:
             pool = await self._clusters.pool()
             look = asyncio.ensure_future(pool.look(cluster))
             self._looks[cluster] = (time.monotonic(), look)
-        self._seen[cluster] = await asyncio.shield(look)
+        self._seen[cluster] = seen_at(await asyncio.shield(look), time.time())
         return self._seen[cluster]
 
     async def of_cluster(self, cluster: Cluster) -> Cluster:
@@ -102,6 +103,14 @@ class Resources:
 
 
 _WORLD_RANK = ("host", "device", "pid", "memory_bytes", "gpu_memory_bytes", "utilization", "last_seen")
+
+
+def seen_at(views: Sequence[AgentView], t: float) -> list[AgentView]:
+    """The same, looked at when this clock says so: that of another host may be minutes apart."""
+    return [
+        replace(view, resources=msgspec.structs.replace(view.resources, t=t)) if view.resources is not None else view
+        for view in views
+    ]
 
 
 def worlds_of(views: Sequence[AgentView]) -> dict[str, HeldWorld]:

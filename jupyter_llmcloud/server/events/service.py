@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class EventService:
 
     def hello(self) -> Hello:
         """What a client is told first."""
-        return Hello(epoch=self.hub.epoch, version=package_version(), heartbeat_s=HEARTBEAT_S)
+        return Hello(epoch=self.hub.epoch, version=package_version(), heartbeat_s=HEARTBEAT_S, now=time.time())
 
     def wake(self, *topics: Topic) -> None:
         """Something was done that may have changed these."""

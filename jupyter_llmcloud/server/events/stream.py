@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.events.service import EventService
     from jupyter_llmcloud.server.watches.watch import RunWatch
 
-MAX_WATCHES = 50
+MAX_WATCHES = 200  # a notebook shows all of its runs at once
 MAX_REFUSALS = 20  # that wait to be told
 
 
@@ -118,7 +118,9 @@ class EventStream:
             raise UsageError(f"points={asked.points} is not possible: 2 to {MAX_POINTS}.")
         self._unwatch(asked.run_id)
         if len(self._watches) >= MAX_WATCHES:
-            raise UsageError(f"{MAX_WATCHES} runs are watched on this connection already: unwatch one of them.")
+            words = f"{MAX_WATCHES} runs are watched on this connection already: unwatch one of them."
+            self._replies.append(MessageRefused(message=words, run_id=asked.run_id))
+            return
         try:
             watch = self._service.watch(asked.run_id, asked.points, self._woken.set)
         except UsageError:  # it is no name of a run

@@ -2,9 +2,8 @@
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette, Notification } from '@jupyterlab/apputils';
 import { INotebookTracker, NotebookActions } from '@jupyterlab/notebook';
-import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import { CELL_SOURCES } from './cell-sources';
+import { cellSource } from './cell-sources';
 import { canDistribute, distributeLine, isDistributed, toggled } from './distribute-cell';
 import { distributeIcon } from './icons';
 import { COMMANDS, IPanels, type Panels } from './tokens';
@@ -43,28 +42,21 @@ function addInsertCell(app: JupyterFrontEnd, panels: Panels, notebooks: INoteboo
         Notification.info(trans.__('Open a notebook first: the cell is inserted into the one used last.'));
         return;
       }
-      const source = await sourceOf(panels, args);
+      const id = String(args['id'] ?? '');
+      const asked = { cell: String(args['cell'] ?? ''), id, name: String(args['name'] ?? '') || id };
+      let source: string;
+      try {
+        source = await cellSource(panels.client, asked);
+      } catch (error) {
+        Notification.error(error instanceof Error ? error.message : String(error));
+        return;
+      }
       NotebookActions.insertBelow(panel.content);
       panel.content.activeCell?.model.sharedModel.setSource(source);
       app.shell.activateById(panel.id);
     }
   });
   notebooks.currentChanged.connect(() => app.commands.notifyCommandChanged(COMMANDS.insertCell));
-}
-
-async function sourceOf({ client }: Panels, args: ReadonlyPartialJSONObject): Promise<string> {
-  const id = String(args['id'] ?? '');
-  const name = String(args['name'] ?? '') || id;
-  switch (args['cell']) {
-    case 'connect':
-      return CELL_SOURCES.connect(name);
-    case 'attach':
-      return CELL_SOURCES.attach(name);
-    case 'resume':
-      return CELL_SOURCES.resume(name, (await client.rest.run(id)).source ?? '');
-    default:
-      return CELL_SOURCES.client(`${client.connection.baseUrl}llmcloud/v1`, name);
-  }
 }
 
 function addDistributeCell(app: JupyterFrontEnd, panels: Panels, notebooks: INotebookTracker): void {

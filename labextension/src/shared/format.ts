@@ -23,6 +23,12 @@ function numerals(decimals: number): Intl.NumberFormat {
   return known;
 }
 
+/** A number of steps, or of what is counted: whole ones with all of their digits, by which they are looked for. */
+export function formatCount(count: number | null | undefined): string {
+  const isLarge = typeof count === 'number' && Math.abs(count) >= 1e7 && Math.abs(count) <= Number.MAX_SAFE_INTEGER;
+  return isLarge ? numerals(0).format(count) : formatNumber(count);
+}
+
 const UNITS: [number, string, number, string][] = [
   [86400, 'd', 3600, 'h'],
   [3600, 'h', 60, 'min'],

@@ -1,6 +1,6 @@
 // An endpoint as the value of a cell: its panel where the server of the page can be asked, else what the kernel knows.
 // A key comes in a message after a click, goes to the clipboard, and is kept nowhere here.
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 
 import { copyText } from '../shared/clipboard';
 import { EndpointPanel } from '../shared/components/endpoints/endpoint-panel';
@@ -48,9 +48,12 @@ function KernelCard({ model, name }: { model: Model; name: string }) {
 
 function CopyKey({ model }: { model: Model }) {
   const [said, setSaid] = useState('');
+  const isAsked = useRef(false); // each view of the card hears the answers to all of them
   useEffect(() => {
     const answered = (message: unknown) => {
       const { kind, key = '', message: problem = '' } = message as KeyMessage;
+      if (!isAsked.current) return;
+      isAsked.current = false;
       if (kind === 'error') {
         setSaid(problem);
       } else if (kind === 'key') {
@@ -65,6 +68,7 @@ function CopyKey({ model }: { model: Model }) {
   }, [model]);
   const ask = () => {
     setSaid('Asking for a key …');
+    isAsked.current = true;
     model.send({ kind: 'key' });
   };
   return (

@@ -31,6 +31,7 @@ export class KernelRun extends Observable<RunState> {
 
   private readonly _take = (): void => {
     const info = this._model.get('info') as RunInfo;
+    if (!info.run_id) return; // the run has ended, and its widget is emptied: what is shown stays
     this.set({ ...this.value, info, series: withTails(new Map(), this._model.get('series') as SeriesTail[]) });
   };
 

@@ -3,9 +3,9 @@ import type { Connection } from './connection';
 
 /** What is asked, besides the text. */
 export interface Sampling {
-  readonly max_tokens: number;
-  readonly temperature: number;
-  readonly top_p: number;
+  readonly max_tokens?: number;
+  readonly temperature?: number;
+  readonly top_p?: number;
   readonly seed?: number;
 }
 

@@ -1,13 +1,15 @@
 // The events of the server: one websocket for all stores of a page. It goes on from where it was after a cut, waits
 // longer after each failure, and rests while the page is hidden or nobody listens. Where no websocket comes through, as
 // behind some proxies, the same messages are fetched; the websocket is tried again from time to time.
+import { hearTime } from '../clock';
 import { apiUrl, type Connection } from './connection';
 import { PollingSocket } from './polling';
 import type { ClientMessage, ServerMessage, Topic } from './types';
 
 export type LinkState = 'idle' | 'connecting' | 'open' | 'cut';
 type TopicMessage = Extract<ServerMessage, { topic: Topic }>;
-type RunMessage = Extract<ServerMessage, { run_id: string }>;
+type RunRefusal = Extract<ServerMessage, { type: 'refused' }>;
+type RunMessage = Exclude<Extract<ServerMessage, { run_id: string }>, { type: 'refused' }> | RunRefusal;
 
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 30_000;
@@ -95,7 +97,9 @@ export class Events {
       watch.listeners.delete(listener);
       if (!watch.listeners.size && this._watches.get(runId) === watch) {
         this._watches.delete(runId);
+        this._refused.delete(runId);
         this._send({ type: 'unwatch', run_id: runId });
+        this._watchRefused();
         this._consider();
       }
     };
@@ -206,6 +210,7 @@ export class Events {
   private _hear(message: ServerMessage): void {
     if (message.type === 'hello') {
       this._heartbeatMs = 1000 * message.heartbeat_s;
+      if (message.now) hearTime(message.now);
     }
     this._loseAfter(SILENT_BEATS * this._heartbeatMs);
     switch (message.type) {
@@ -215,6 +220,10 @@ export class Events {
       case 'alive':
         return;
       case 'refused':
+        if (message.run_id) {
+          this._refused.add(message.run_id);
+          this._watches.get(message.run_id)?.listeners.forEach(listener => listener(message as RunRefusal));
+        }
         console.warn(`The Jupyter server refused a message of the panels: ${message.message}`);
         return;
       case 'run_info':
@@ -241,6 +250,7 @@ export class Events {
       this._cursors.clear();
     }
     this._epoch = epoch;
+    this._refused.clear();
     this._setState('open');
     for (const topic of this._topics.keys()) {
       const cursor = this._cursors.get(topic) ?? 0;
@@ -248,6 +258,16 @@ export class Events {
     }
     for (const [runId, { points }] of this._watches) {
       this._send({ type: 'watch', run_id: runId, points });
+    }
+  }
+
+  // There is room for one more.
+  private _watchRefused(): void {
+    const [runId] = this._refused;
+    const watch = runId === undefined ? undefined : this._watches.get(runId);
+    if (runId !== undefined && watch) {
+      this._refused.delete(runId);
+      this._send({ type: 'watch', run_id: runId, points: watch.points });
     }
   }
 
@@ -306,5 +326,6 @@ export class Events {
   private readonly _cursors = new Map<Topic, number>();
   private readonly _topics = new Map<Topic, Set<(message: TopicMessage) => void>>();
   private readonly _watches = new Map<string, Watch>();
+  private readonly _refused = new Set<string>(); // of these: the server has no room for more
   private readonly _stateListeners = new Set<(state: LinkState) => void>();
 }

@@ -3,6 +3,7 @@ import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 
 import { copyText } from '../clipboard';
+import { serverNow } from '../clock';
 import { useQuestion } from '../focus';
 import type { TopicState } from '../stores/topic-store';
 import { useTrans } from '../translation';
@@ -153,11 +154,11 @@ export function Confirm(props: {
   );
 }
 
-/** The time in seconds, again every `everyMs`. */
+/** The time of the server in seconds, again every `everyMs`. */
 export function useNow(everyMs = 5000): number {
-  const [now, setNow] = useState(() => Date.now() / 1000);
+  const [now, setNow] = useState(serverNow);
   useEffect(() => {
-    const timer = window.setInterval(() => setNow(Date.now() / 1000), everyMs);
+    const timer = window.setInterval(() => setNow(serverNow()), everyMs);
     return () => window.clearInterval(timer);
   }, [everyMs]);
   return now;

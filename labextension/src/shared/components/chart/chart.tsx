@@ -2,7 +2,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from 'preact/hooks';
 
 import type { Columns, LatestValue, Mark, Window } from '../../api/types';
-import { formatNumber } from '../../format';
+import { formatCount, formatNumber } from '../../format';
 import { useTrans } from '../../translation';
 import { Name } from '../name';
 import { type Drawing, Plot, scaled } from './plot';
@@ -98,7 +98,7 @@ export function Chart(props: ChartProps) {
       marks: props.marks
     };
     return { ...data, x, outside, drawing };
-  }, [data, zoom, showAll, props.marks.length]);
+  }, [data, zoom, showAll, props.marks.length, props.marks.at(-1)?.t]); // of very many marks the oldest are let go
   const place = useRef<HTMLDivElement>(null);
   const plot = usePlot(place, drawn.drawing, props, setPointed);
   const table = drawn.tables[0];
@@ -200,9 +200,9 @@ export function Chart(props: ChartProps) {
 function readoutOf(columns: Columns, at: number, axis: XAxis, start: number): string {
   const step = columns.step[at] ?? 0;
   const whole = Number.isInteger(columns.step[0]) ? Math.round(step) : step;
-  if (axis === 'time') return `${clockLabel((columns.time[at] ?? start) - start)} · step ${formatNumber(whole)}`;
-  if (axis === 'epoch') return `epoch ${formatNumber(columns.epoch[at])} · step ${formatNumber(whole)}`;
-  return `step ${formatNumber(whole)}`;
+  if (axis === 'time') return `${clockLabel((columns.time[at] ?? start) - start)} · step ${formatCount(whole)}`;
+  if (axis === 'epoch') return `epoch ${formatNumber(columns.epoch[at])} · step ${formatCount(whole)}`;
+  return `step ${formatCount(whole)}`;
 }
 
 /** What the chart shows, for whoever does not see it. */
@@ -211,7 +211,7 @@ function words(name: string, columns: Columns | undefined, latest: LatestValue |
   if (!means.length || !latest) return name;
   const low = formatNumber(means.reduce((one, other) => Math.min(one, other)));
   const high = formatNumber(means.reduce((one, other) => Math.max(one, other)));
-  const facts = [`${name}: ${latest.text} at step ${formatNumber(latest.step)}, from ${low} to ${high}`, latest.note, latest.ranks];
+  const facts = [`${name}: ${latest.text} at step ${formatCount(latest.step)}, from ${low} to ${high}`, latest.note, latest.ranks];
   return facts.filter(Boolean).join('; ');
 }
 
@@ -341,7 +341,7 @@ export function rankWords(ranks: Record<string, Window>, step: number): string {
     return [{ rank: Number(rank), step: columns.step[at] as number, value: columns.mean[at] ?? null }];
   });
   if (found.length < 2) return '';
-  const at = formatNumber(found[0]?.step);
+  const at = formatCount(found[0]?.step);
   const say = (one: { rank: number; value: number | null }) => `rank ${one.rank}: ${formatNumber(one.value, 5)}`;
   if (found.length <= MAX_RANKS) return `at step ${at} · ${found.map(say).join(' · ')}`;
   const finite = found.filter(one => one.value !== null).sort((one, other) => (one.value as number) - (other.value as number));

@@ -243,11 +243,13 @@ export function logTicks(low: number, high: number): number[] {
   return between.length >= 2 ? between : niceTicks(low, high, 4).filter(tick => tick > 0);
 }
 
-/** Labels that tell the ticks apart. */
+/** Labels with as many digits as it takes to say where the ticks are, and so to tell them apart. */
 export function tickLabels(ticks: readonly number[]): string[] {
+  const gaps = ticks.slice(1).map((tick, at) => Math.abs(tick - (ticks[at] as number)));
+  const near = (gaps.length ? Math.min(...gaps) : 1e-4 * Math.abs(ticks[0] ?? 0)) / 100;
   for (let digits = 4; digits < 12; digits += 1) {
     const texts = ticks.map(tick => formatNumber(tick, digits));
-    if (new Set(texts).size === ticks.length) return texts;
+    if (texts.every((text, at) => Math.abs(Number(text.replaceAll(',', '')) - (ticks[at] as number)) <= near)) return texts;
   }
   return ticks.map(tick => formatNumber(tick, 12));
 }

@@ -1,6 +1,7 @@
 // A cluster that is starting: for how long, and what it prints.
 import { useEffect, useRef, useState } from 'preact/hooks';
 
+import { serverNow } from '../../clock';
 import { formatElapsed } from '../../format';
 import type { Client } from '../../stores/client';
 import { useValue } from '../../stores/observable';
@@ -12,7 +13,7 @@ const LOG_EVERY_MS = 1000;
 /** Follows the cluster of this name; without one, the newest that is starting. */
 export function StartProgress({ client, name }: { client: Client; name: string }) {
   const trans = useTrans();
-  const [began] = useState(() => Date.now() / 1000);
+  const [began] = useState(serverNow);
   const now = useNow(1000);
   const { items } = useValue(client.clusters);
   const starting = items.filter(cluster => cluster.state === 'starting' && (!name || cluster.name === name));

@@ -1,7 +1,7 @@
 // Ask an endpoint and watch its answer come.
 import { useEffect, useRef, useState } from 'preact/hooks';
 
-import { stream, type Message } from '../../api/completions';
+import { stream, type Message, type Sampling } from '../../api/completions';
 import { formatLatency } from '../../format';
 import type { Client } from '../../stores/client';
 import { useTrans } from '../../translation';
@@ -23,10 +23,14 @@ export function Playground({ client, name, isReady }: { client: Client; name: st
   const [speed, setSpeed] = useState('');
   const [abort, setAbort] = useState<AbortController | null>(null);
   const latest = useRef<AbortController | null>(null);
+  const talk = useRef<'chat' | 'text'>('chat'); // what the messages are of
   useEffect(() => () => latest.current?.abort(), []);
 
   const ask = async () => {
-    const asked: Message[] = [...(mode === 'chat' ? messages : []), { role: 'user', content: text }];
+    // A text that was continued is no part of a conversation.
+    const before = mode === 'chat' && talk.current === 'chat' ? messages : [];
+    const asked: Message[] = [...before, { role: 'user', content: text }];
+    talk.current = mode;
     const controller = new AbortController();
     latest.current = controller;
     setAbort(controller);
@@ -39,16 +43,12 @@ export function Playground({ client, name, isReady }: { client: Client; name: st
     let numPieces = 0;
     let firstMs = 0;
     let drawnAt = 0;
+    let isDone = false;
     const draw = () => {
       drawnAt = performance.now();
       setMessages([...asked, { role: 'assistant', content: answer }]);
     };
-    const sampling = {
-      max_tokens: Number(maxTokens),
-      temperature: Number(temperature),
-      top_p: Number(topP),
-      ...(seed ? { seed: Number(seed) } : {})
-    };
+    const sampling = samplingOf({ max_tokens: maxTokens, temperature, top_p: topP, seed });
     try {
       for await (const piece of stream(client.connection, name, mode === 'chat' ? asked : text, sampling, controller.signal)) {
         answer += piece;
@@ -58,12 +58,19 @@ export function Playground({ client, name, isReady }: { client: Client; name: st
           draw();
         }
       }
+      isDone = true;
     } catch (error) {
       if (!controller.signal.aborted) {
         setProblem(error instanceof Error ? error.message : String(error));
       }
     } finally {
-      draw();
+      if (answer || isDone) {
+        draw();
+      } else {
+        // Nothing was answered: the next question must not follow on an empty answer.
+        setMessages(before);
+        setText(typed => typed || text);
+      }
       setAbort(null);
       if (numPieces) {
         const seconds = (performance.now() - began) / 1000;
@@ -139,6 +146,12 @@ export function Playground({ client, name, isReady }: { client: Client; name: st
       </form>
     </div>
   );
+}
+
+/** What is asked for by the texts of the form: an empty field leaves it to the model. */
+export function samplingOf(texts: Record<keyof Sampling, string>): Sampling {
+  const filled = Object.entries(texts).filter(([, text]) => text.trim() !== '');
+  return Object.fromEntries(filled.map(([name, text]) => [name, Number(text)]));
 }
 
 function Parameter(props: { label: string; value: string; onValue: (value: string) => void; min?: string; max?: string; step: string }) {

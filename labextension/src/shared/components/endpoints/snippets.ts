@@ -10,7 +10,10 @@ export interface Snippet {
  * `inputs` is JSON that it can be asked with, where it has told some.
  */
 export function snippets(url: string, name: string, kind = 'generator', inputs = ''): Snippet[] {
-  if (kind !== 'generator' && kind !== 'embedder') {
+  if (kind === 'embedder') {
+    return embeddings(url, name);
+  }
+  if (kind !== 'generator') {
     return predictions(`${url.replace(/\/v1$/, '/v2')}/models/${encodeURIComponent(name)}/infer`, inputs || (INPUTS[kind] ?? '["Hello"]'));
   }
   const model = JSON.stringify(name);
@@ -51,6 +54,32 @@ export function snippets(url: string, name: string, kind = 'generator', inputs =
         `  body: JSON.stringify(${body})`,
         '});',
         'console.log((await answer.json()).choices[0].message.content);'
+      ].join('\n')
+    }
+  ];
+}
+
+function embeddings(url: string, name: string): Snippet[] {
+  const model = JSON.stringify(name);
+  return [
+    {
+      title: 'curl',
+      text: [
+        `curl '${url}/embeddings' \\`,
+        '  -H "Authorization: Bearer $LLMCLOUD_API_KEY" \\',
+        "  -H 'Content-Type: application/json' \\",
+        `  -d '{"model": ${model}, "input": "Hello"}'`
+      ].join('\n')
+    },
+    {
+      title: 'Python',
+      text: [
+        'import os',
+        'from openai import OpenAI',
+        '',
+        `client = OpenAI(base_url=${JSON.stringify(url)}, api_key=os.environ["LLMCLOUD_API_KEY"])`,
+        `answer = client.embeddings.create(model=${model}, input="Hello")`,
+        'print(answer.data[0].embedding)'
       ].join('\n')
     }
   ];

@@ -52,7 +52,10 @@ export function rollbackTo(endpoint: Endpoint): string {
   }
   const earlier = (endpoint.revisions ?? []).filter(
     revision =>
-      ['retired', 'previous'].includes(revision.role) && !revision.note && (!stable || revision.number < stable.number)
+      ['retired', 'previous'].includes(revision.role) &&
+      !revision.note &&
+      revision.was_stable !== false && // a canary or a shadow was only tried
+      (!stable || revision.number < stable.number)
   );
   return earlier.at(-1)?.target ?? '';
 }

@@ -91,17 +91,20 @@ interface ComparisonProps {
   client: Client;
   runId: string;
   name: string;
+  state: string;
   others: readonly Compared[];
 }
 
 /** The legend of the curves, and in what the runs differ. */
-export function Comparison({ client, runId, name, others }: ComparisonProps) {
+export function Comparison({ client, runId, name, state, others }: ComparisonProps) {
   const trans = useTrans();
   const ids = [runId, ...others.map(other => other.runId)];
+  const states = [state, ...others.map(other => other.state.info?.state ?? '')];
   const [details, setDetails] = useState<Record<string, RunDetail>>({});
   const [problem, setProblem] = useState('');
   useEffect(() => {
     let isOld = false;
+    setProblem('');
     Promise.all(ids.map(id => client.rest.run(id))).then(
       found => isOld || setDetails(Object.fromEntries(found.map(one => [one.run_id, one]))),
       (error: unknown) => isOld || setProblem(String(error))
@@ -109,7 +112,7 @@ export function Comparison({ client, runId, name, others }: ComparisonProps) {
     return () => {
       isOld = true;
     };
-  }, [ids.join()]);
+  }, [ids.join(), states.join()]); // a run that has ended tells more, and another state
   const known = ids.flatMap(id => details[id] ?? []);
   const isKnown = known.length === ids.length;
   const rows = isKnown

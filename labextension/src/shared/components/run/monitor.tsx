@@ -95,7 +95,12 @@ export function RunMonitor(props: RunMonitorProps) {
           </button>
         )}
       </Charts>
-      {client && others.length > 0 && <Comparison client={client} runId={runId} name={name} others={others} />}
+      {info && info.num_left_out > 0 && (
+        <p class="llmc-soft">{trans.__('More metrics were logged than are drawn here: %1 tells of all.', `%runs show ${runId}`)}</p>
+      )}
+      {client && others.length > 0 && (
+        <Comparison client={client} runId={runId} name={name} state={info?.state ?? ''} others={others} />
+      )}
       {info && <Ranks ranks={info.ranks} />}
       {info && <Story marks={info.marks} notes={info.notes} created={info.created} />}
       {state.output.length > 0 && <Output records={state.output} skipped={state.skipped} logUrl={client?.rest.logUrl(runId)} />}

@@ -3,6 +3,7 @@ import { useEffect, useMemo, useRef, useState } from 'preact/hooks';
 
 import type { OutputRecord } from '../../api/types';
 import { plainText } from '../../format';
+import { GAP } from '../../stores/watched-run';
 import { useTrans } from '../../translation';
 
 const MAX_TABS = 8; // of many ranks one is chosen from a list
@@ -144,6 +145,7 @@ export function linesOf(records: readonly OutputRecord[], rank: number | null): 
   for (const record of records) {
     if (rank !== null && record.rank !== rank) continue;
     if (record.kind === 'clear_output') continue;
+    if (record.kind === GAP) [...open.keys()].filter(key => key.startsWith(`${record.rank} `)).forEach(key => open.delete(key));
     const stream = record.stream || record.kind;
     const key = `${record.rank} ${stream}`;
     const text = plainText(record.text || (record.image ? '(image)' : ''));

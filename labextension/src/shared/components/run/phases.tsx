@@ -2,6 +2,7 @@
 import { useEffect, useState } from 'preact/hooks';
 
 import type { RunInfo } from '../../api/types';
+import { serverNow } from '../../clock';
 import { formatDuration, formatElapsed } from '../../format';
 import { useTrans } from '../../translation';
 
@@ -18,7 +19,7 @@ export function Phases({ info }: { info: RunInfo }) {
     <ol class="llmc-phases" aria-label={trans.__('phases')}>
       {phases.map(phase => {
         const isNow = phase.ended === null;
-        const took = isNow ? formatElapsed(Date.now() / 1000 - phase.began) : formatDuration((phase.ended as number) - phase.began);
+        const took = isNow ? formatElapsed(serverNow() - phase.began) : formatDuration((phase.ended as number) - phase.began);
         return (
           <li key={`${phase.name} ${phase.began}`} data-now={isNow} aria-current={isNow ? 'step' : undefined}>
             <span aria-hidden="true">{isNow ? '●' : '✓'}</span> {phase.name} <span class="llmc-soft">{took}</span>

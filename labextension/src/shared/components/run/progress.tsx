@@ -1,5 +1,5 @@
 import type { ProgressBar } from '../../api/types';
-import { formatDuration, formatNumber } from '../../format';
+import { formatCount, formatDuration, formatNumber } from '../../format';
 import { useTrans } from '../../translation';
 
 /** The progress bars of a run, the outer one first. */
@@ -39,8 +39,8 @@ function Bar({ bar }: { bar: ProgressBar }) {
 
 /** "6 of 10 · 2.1 per s · 2 s left". */
 export function facts(bar: ProgressBar): string {
-  const done = formatNumber(bar.done);
-  const words = [bar.total ? `${done} of ${formatNumber(bar.total)}` : done];
+  const done = formatCount(bar.done);
+  const words = [bar.total ? `${done} of ${formatCount(bar.total)}` : done];
   if (bar.waits) return [...words, bar.waits].join(' · ');
   if (bar.rate) {
     words.push(bar.rate >= 1 ? `${formatNumber(bar.rate, 3)} per s` : `${formatNumber(1 / bar.rate, 3)} s each`);

@@ -2,6 +2,7 @@
 import { useRef, useState } from 'preact/hooks';
 
 import type { RankInfo } from '../../api/types';
+import { serverNow } from '../../clock';
 import { formatBytes, formatElapsed, formatNumber } from '../../format';
 import { useTrans } from '../../translation';
 
@@ -69,7 +70,7 @@ export function summary(ranks: readonly RankInfo[]): string {
 
 function RankDetails({ rank }: { rank: RankInfo }) {
   const trans = useTrans();
-  const seen = rank.last_seen === null ? '' : trans.__('%1 ago', formatElapsed(Date.now() / 1000 - rank.last_seen));
+  const seen = rank.last_seen === null ? '' : trans.__('%1 ago', formatElapsed(serverNow() - rank.last_seen));
   const facts: [string, string][] = [
     [trans.__('state'), [rank.state, rank.detail].filter(Boolean).join(': ')],
     [trans.__('host'), rank.host],
