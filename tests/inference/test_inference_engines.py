@@ -612,3 +612,17 @@ def test_a_model_that_computes_no_numbers_from_its_second_token_on_is_refused(
     monkeypatch.setattr(other.model, "forward", broken_with_a_cache)
     with pytest.raises(ModelError, match="log probabilities are off by nan"):
         asyncio.run(open_engine(other, 8))
+
+
+def test_penalties_that_a_checkpoint_names_change_no_step_of_an_engine(tmp_path: Path) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    other.model.generation_config.repetition_penalty = 2.0
+    other.model.generation_config.no_repeat_ngram_size = 2
+    [prompt] = prompts(other)[3:4]
+
+    async def body(engine: Engine) -> None:
+        assert engine.name == "generate"
+        tokens, _ = await collect(engine, Generation(prompt, 6, Sampling(temperature=0.0), ignore_eos=True))
+        assert tokens == forward_alone(other, prompt, 6)
+
+    with_engine(tried(other), body)
