@@ -14,6 +14,7 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.attribution import GRADIENTS, PartScores, ablation, integrated_gradients
 from jupyter_llmcloud.explanation.models import OpenedModel
 from jupyter_llmcloud.explanation.texts import chosen_label, measured, probability
+from jupyter_llmcloud.inference.open_inference.classifiers.images import upright
 from jupyter_llmcloud.inference.open_inference.classifiers.scores import Labels
 from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, ExplainRequest
 from jupyter_llmcloud.protocol.model_work import Tell
@@ -109,7 +110,7 @@ def read_input(opened: OpenedModel, file: Path) -> torch.Tensor:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return pixel_values(opened, Image.open(file).convert("RGB"))
+        return pixel_values(opened, upright(Image.open(file)))
     except (UnidentifiedImageError, OSError) as error:
         raise UsageError(f"%explain {opened.name}: {file} is no image that can be read: {error}.") from None
 

@@ -21,6 +21,7 @@ from jupyter_llmcloud.explanation.attribution import (
 )
 from jupyter_llmcloud.explanation.models import OpenedModel
 from jupyter_llmcloud.inference.open_inference.classifiers.scores import MULTI, Labels
+from jupyter_llmcloud.inference.open_inference.classifiers.text import max_length
 from jupyter_llmcloud.inference.openai.prompts import text_to_continue
 from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, ExplainRequest
 from jupyter_llmcloud.protocol.model_work import Tell, WorkProgress
@@ -245,8 +246,8 @@ def explain_classifier(opened: OpenedModel, request: ExplainRequest, tell: Tell)
     explainer = TextExplainer(opened, request.method, request.steps)
     encoding = opened.tokenizer(request.text, return_special_tokens_mask=True)
     ids = [int(ident) for ident in encoding["input_ids"]]
-    limit = getattr(opened.model.config, "max_position_embeddings", None)
-    if not ids or (isinstance(limit, int) and len(ids) > limit):
+    limit = max_length(opened.model, opened.tokenizer)
+    if not 0 < len(ids) <= limit:
         raise UsageError(f"%explain {opened.name}: the text has {len(ids)} tokens, and the model takes 1 to {limit}.")
     others = {name: torch.tensor([encoding[name]]) for name in _INPUTS if name in encoding}
 

@@ -23,6 +23,7 @@ from jupyter_llmcloud.explanation.tried_rows import (
     tell_row,
     tell_worst,
 )
+from jupyter_llmcloud.inference.open_inference.classifiers.images import upright
 from jupyter_llmcloud.inference.open_inference.classifiers.scores import MULTI
 from jupyter_llmcloud.protocol.explanation import TryRequest
 from jupyter_llmcloud.protocol.model_work import Tell, WorkProgress
@@ -152,14 +153,16 @@ def _read(opened: OpenedModel, request: TryRequest) -> tuple[torch.Tensor, list[
     from PIL import Image
 
     found = spread(json.loads(path.read_bytes()), request.num_rows)
-    images = [pixel_values(opened, Image.open(row["file"]).convert("RGB")) for row in found]
+    images = [pixel_values(opened, upright(Image.open(row["file"]))) for row in found]
     return torch.cat(images), [row.get("label") for row in found]
 
 
 def _range(opened: OpenedModel, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least and the largest that a number of an input can be; of plain arrays, that it is."""
-    mean, std = getattr(opened.processor, "image_mean", None), getattr(opened.processor, "image_std", None)
-    if mean is None or std is None or not getattr(opened.processor, "do_normalize", False):
+    """The least and the largest that a number of an input can be; of plain arrays, that it is.
+
+    Of images by colour: what the processor makes of a black one and of a white one. Some centre, some normalise twice.
+    """
+    if opened.processor is None:
         return inputs.min(), inputs.max()
-    means, stds = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
-    return (0 - means) / stds, (1 - means) / stds
+    both = torch.cat([pixel_values(opened, np.full((64, 64, 3), level, dtype=np.uint8)) for level in (0, 255)])
+    return both.amin(dim=(0, 2, 3), keepdim=True), both.amax(dim=(0, 2, 3), keepdim=True)

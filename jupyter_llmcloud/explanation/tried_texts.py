@@ -32,9 +32,9 @@ NO_ANSWER = -1
 def try_classifier(opened: OpenedModel, request: TryRequest, tell: Tell) -> None:
     """The tables of a classifier of texts."""
     predictor = TextClassifier(opened.model, opened.tokenizer, opened.kind, _AT_ONCE)
-    if predictor.labels.problem == MULTI:
+    if predictor.labels.problem in (MULTI, "regression"):
         raise UsageError(
-            f"%explain {opened.name} --adversarial: several of its labels may hold at once; one answer is compared."
+            f"%explain {opened.name} --adversarial: it has not one answer of several, and that is compared."
         )
     rows = read_rows(request, "text")
     texts = [str(row["text"]) for row in rows]

@@ -194,7 +194,7 @@ class Application:
         body = {"state": status.state, "endpoint": status.endpoint, "pid": os.getpid()}
         if status.state == "ready":
             refused = {} if self.model is None else getattr(self.model.engine, "refused", {})
-            return _json({**body, **status.details, "adapters_refused": refused, "memory": self._memory()})
+            return _json({"adapters_refused": refused, **body, **status.details, "memory": self._memory()})
         if status.state == "failed":
             return _json({**body, "reason": status.reason}, status=500)
         return _json(body, status=503)

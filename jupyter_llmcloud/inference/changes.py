@@ -60,7 +60,7 @@ class Changes:
             from jupyter_llmcloud.inference.engines.reload import take_weights
 
             try:
-                await take_weights(served.loaded, served.engine, asked.model)
+                await take_weights(served.loaded, served.engine, asked.model, served.still)
             except LLMCloudError as error:
                 raise ApiError(409, str(error), code="not_reloaded") from None
         log.info("has the weights of %s (revision %d) now", asked.model, asked.revision)

@@ -190,6 +190,8 @@ class Replica:
             if is_external(spec.engine):
                 raise ModelError(f"--engine {spec.engine} serves whole models of known architectures only.")
             return False
+        if spec.adapters and spec.engine == AUTO:
+            return False  # which only engines of our own load
         external = ExternalSpec(
             spec.engine, spec.model, spec.served_name, spec.dtype, spec.device, spec.max_concurrent,
             spec.max_model_len, self._share.num_threads(), spec.api_key_env,
@@ -203,6 +205,7 @@ class Replica:
             "model": spec.served_name,
             "kind": GENERATOR,
             "max_concurrent": QUEUE_FACTOR * spec.max_concurrent,  # whatever waits does so there
+            "adapters_refused": dict.fromkeys(spec.adapters, f"{server.engine} loads no adapters here"),
             **await details(server, external),
         }
         return True

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from jupyter_llmcloud.compression.making import make
 from jupyter_llmcloud.compression.methods.merging import merge
@@ -344,3 +352,58 @@ def test_a_teacher_with_another_vocabulary_is_refused(folder: Path, tmp_path: Pa
     reasons = [event.reason for event in told if isinstance(event, MethodRefused)]
     assert "the teacher has another vocabulary (300 tokens, model has 384" in reasons[0]
     assert "a model learns nothing from itself" in reasons[1]
+
+
+def test_a_scheme_with_rotations_beside_its_weights_is_none_of_ours() -> None:
+    told = Scheme(4, 32).as_config()
+    assert Scheme.of_config({**told, "transform_config": {}}) == Scheme(4, 32)
+    rotated = {"config_groups": {"R1": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "input"}]}}}
+    assert Scheme.of_config({**told, "transform_config": rotated}) is None
+
+
+def test_scales_of_other_groups_than_the_configuration_says_are_refused(folder: Path, target: Path) -> None:
+    from safetensors.torch import save_file
+
+    write_quantized(load_model(folder), 4, target)
+    tensors = load_file(target / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight_scale"
+    save_file({**tensors, name: tensors[name][:, :1].contiguous()}, target / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"{name}: \(128, 1\), not \(128, 2\)"):
+        load_model(target)
+
+
+def test_a_head_that_was_trained_apart_from_its_embeddings_stays_apart(tmp_path: Path, target: Path) -> None:
+    """As an adapter with a head of its own leaves it, on a model whose head is that of the embeddings."""
+    loaded = load_model(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True))
+    loaded.model.lm_head.weight = torch.nn.Parameter(loaded.model.lm_head.weight.detach().flip(0).clone())
+    write_quantized(loaded, 8, target)
+    made = load_model(target, dtype="float32").model
+    torch.testing.assert_close(made.lm_head.weight, loaded.model.lm_head.weight, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(scores(made).argmax(-1), scores(loaded.model).argmax(-1))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_architecture_that_asks_a_layer_for_the_type_of_its_weights_is_told_what_is_computed_with(
+    bits: int, tmp_path: Path, target: Path
+) -> None:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=384, d_model=64, d_ff=64, d_kv=16, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        eos_token_id=1, pad_token_id=0, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    byte_level_tokenizer().save_pretrained(tmp_path / "t5")
+    write_quantized(load_model(tmp_path / "t5"), bits, target)
+    given = {"input_ids": IDS, "decoder_input_ids": IDS[:, :5]}
+    with torch.inference_mode():
+        found, wanted = (load_model(target, dtype=dtype).model(**given).logits for dtype in ("bfloat16", "float32"))
+    assert float((found.float() - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_weights_of_a_quantized_layer_are_what_its_numbers_stand_for(bits: int) -> None:
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
+    numbers, scale = quantize(weight, Scheme(bits, 32 if bits == 4 else 0), torch.bfloat16)
+    layer = QuantizedLinear(numbers, scale, None, bits)
+    assert layer.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(layer.weight, dequantize(numbers, scale), rtol=1e-2, atol=1e-3)

@@ -15,8 +15,9 @@ import torch
 from jupyter_llmcloud.client.model_work.inputs import data_file, texts_of
 from jupyter_llmcloud.core.explain.robustness import OutsideInputs, TriedInputs
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.explanation.arrays import pixel_values
 from jupyter_llmcloud.explanation.models import OpenedModel
-from jupyter_llmcloud.explanation.tried_arrays import try_arrays
+from jupyter_llmcloud.explanation.tried_arrays import _range, try_arrays
 from jupyter_llmcloud.explanation.tried_generators import cut
 from jupyter_llmcloud.explanation.tried_rows import spread
 from jupyter_llmcloud.explanation.trying import try_model
@@ -191,3 +192,16 @@ def test_a_label_that_the_model_has_not_is_named(tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path / "bert", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
     with pytest.raises(UsageError, match="the label 'maybe' is none of the model's: no, yes"):
         tried(folder, [("a film", "maybe")], tmp_path)
+
+
+def test_an_image_goes_from_what_its_processor_makes_of_black_to_what_it_makes_of_white() -> None:
+    from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+
+    processor = EfficientNetImageProcessorPil(size={"height": 16, "width": 16}, rescale_offset=True)
+    opened = OpenedModel("m", "image-classifier", None, processor=processor)
+    grey = pixel_values(opened, np.full((16, 16, 3), 128, dtype=np.uint8))
+    black, white = (pixel_values(opened, np.full((16, 16, 3), level, dtype=np.uint8)) for level in (0, 255))
+    low, high = _range(opened, grey)
+    assert low.shape == high.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(low.expand_as(black), black)
+    torch.testing.assert_close(high.expand_as(white), white)

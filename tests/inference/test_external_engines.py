@@ -20,11 +20,13 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import ModelError, UsageError
+from jupyter_llmcloud.inference import replica as replica_module
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of
 from jupyter_llmcloud.inference.external.forward import Forward, events_of
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.external.server import ExternalServer
+from jupyter_llmcloud.inference.replica import Replica, ReplicaSpec
 from jupyter_llmcloud.storage.models.gguf import gguf_file
 from tests.support.worlds import alive
 
@@ -258,3 +260,44 @@ def test_a_gguf_file_is_found_in_its_folder(tmp_path: Path) -> None:
         gguf_file(tmp_path)
     with pytest.raises(ModelError, match="is no GGUF file"):
         gguf_file(tmp_path / "other.gguf")
+
+
+def test_an_adapter_is_not_answered_for_by_the_model_that_it_belongs_to(installed: None, tmp_path: Path) -> None:
+    async def asks(client: Client, server: ExternalServer, status: ReplicaStatus) -> None:
+        for name in ("it:legal", "legal", 3):
+            async with client.post("/v1/completions", json={"model": name, "prompt": "hello"}) as response:
+                told = await response.json()
+                assert response.status == 404 and told["error"]["code"] == "model_not_found", told
+        assert "serves 'it' by vllm, and loads no adapters" in told["error"]["message"]
+        assert (await complete(client, "hello"))[0] == 200 and status.num_open == 0
+
+    serve(ExternalSpec("vllm", str(tmp_path), "it"), asks)
+
+
+def test_an_endpoint_with_adapters_keeps_an_engine_of_ours_or_says_that_it_has_none_of_them(
+    monkeypatch: pytest.MonkeyPatch, own_root: Path
+) -> None:
+    class Elsewhere(ExternalServer):
+        async def models(self) -> dict[str, Any]:
+            return {}
+
+    opened: list[str] = []
+
+    async def open_it(spec: ExternalSpec) -> ExternalServer:
+        opened.append(spec.engine)
+        return Elsewhere("vllm", "it", "http://127.0.0.1:9/v1", "")
+
+    async def ready(engine: str) -> dict[str, Any]:
+        asked = {"endpoint": "it", "model": "m", "socket": "s", "token": TOKEN, "served_name": "it", "device": "cuda:0"}
+        replica = Replica(ReplicaSpec(**asked, engine=engine, num_threads=1, adapters={"legal": "folder"}))
+        if not await replica._open_external():
+            return {}
+        replica.status.state = "ready"
+        app = TestServer(replica._application.build())
+        async with TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+            told: dict[str, Any] = await (await client.get("/readyz")).json()
+            return told
+
+    monkeypatch.setattr(replica_module, "open_external", open_it)
+    assert asyncio.run(ready("auto")) == {} and opened == []
+    assert asyncio.run(ready("vllm"))["adapters_refused"] == {"legal": "vllm loads no adapters here"}

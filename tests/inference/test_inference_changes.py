@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,11 +16,14 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
-from jupyter_llmcloud.inference.engines.base import Engine
+from jupyter_llmcloud.inference.engines import reload
+from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.engines.slots import engine as slots_engine
 from jupyter_llmcloud.inference.engines.with_adapters import adapters_of
 from jupyter_llmcloud.inference.openai.completion import ServedModel
+from jupyter_llmcloud.inference.openai.embedding.embedder import Embedder
 from jupyter_llmcloud.inference.replica import load_adapters
 from tests.inference.test_inference_adapters import trained
 from tests.support.tiny_models import one_thread, save_tiny_llama
@@ -194,3 +198,71 @@ async def test_what_is_no_adapter_of_this_model_is_refused_and_changes_nothing(
         await change(client, "/adapters", 409, name="x", folder=str(tmp_path / "nothing"))
         first = load_model(folders["first"])
         assert await ask(client) == expected(first.model, first.tokenizer)
+
+
+async def test_an_adapter_of_another_architecture_is_refused_with_its_reason_and_keeps_no_other_from_being_loaded(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    trained(folders["first"], tmp_path / "plain")
+    trained(folders["first"], tmp_path / "other", target_modules=["q_proj"])
+    file = tmp_path / "other" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "target_modules": ["c_attn"]}))
+    async with replica("generate", folders["first"]) as client:
+        told = await change(client, "/adapters", 409, name="x", folder=str(tmp_path / "other"))
+        assert "c_attn" in told["error"]["message"]
+    loaded = load_model(folders["first"])
+    model = ServedModel(loaded, await opened("generate", loaded), "tiny")
+    await load_adapters(model, {"other": str(tmp_path / "other"), "plain": str(tmp_path / "plain")})
+    assert adapters_of(model).names == ["plain"] and "c_attn" in adapters_of(model).refused["other"]
+    await model.close()
+
+
+async def test_nothing_is_embedded_with_half_of_the_new_weights(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, may_end = threading.Event(), threading.Event()
+    ran = Embedder._pass
+
+    def slowly(self: Embedder, prompts: list[list[int]]) -> torch.Tensor:
+        found = ran(self, prompts)
+        inside.set()
+        assert may_end.wait(30)
+        inside.clear()
+        return found
+
+    copied: list[bool] = []
+    monkeypatch.setattr(Embedder, "_pass", slowly)
+    monkeypatch.setattr(reload, "_copy", lambda model, state: copied.append(inside.is_set()))
+
+    async with replica("slots", folders["first"]) as client:
+        embedding = asyncio.create_task(client.post("/v1/embeddings", json={"model": "tiny", "input": PROMPT}))
+        await asyncio.to_thread(inside.wait, 30)
+        changing = asyncio.create_task(change(client, "/reload", model=str(folders["second"])))
+        await asyncio.wait([changing], timeout=2)
+        may_end.set()
+        await changing
+        assert (await embedding).status == 200
+        assert copied == [False]
+        async with client.post("/v1/embeddings", json={"model": "tiny", "input": PROMPT}) as answer:
+            assert answer.status == 200  # and what comes next is
+
+
+async def test_an_engine_that_could_not_take_weights_whole_answers_no_more(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = asyncio.Event()
+    loaded = load_model(folders["first"])
+    engine = await opened("slots", loaded)
+    engine.on_failure = failed.set
+    monkeypatch.setattr(slots_engine, "ForwardPass", _without_memory)
+    with pytest.raises(MemoryError):
+        await reload.take_weights(loaded, engine, str(folders["second"]))
+    await asyncio.wait_for(failed.wait(), 30)
+    assert "MemoryError" in str(engine.failure)
+    with pytest.raises(EngineError):
+        engine.submit(Generation([1, 2], 1))
+    await engine.close()
+
+
+def _without_memory(loaded: LoadedModel) -> Any:
+    raise MemoryError

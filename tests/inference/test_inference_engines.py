@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
@@ -548,3 +549,80 @@ def test_a_model_that_memory_cannot_hold_is_refused_with_figures(loaded: LoadedM
             free=2**16,
             device_type="cpu",
         )
+
+
+def _translator(**generation: Any) -> LoadedModel:
+    """A tiny BART whose scores of its padding token are the largest, as those of Marian are."""
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, init_std=0.3,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config).eval()
+    model.final_logits_bias[0, 1] = 50.0
+    for name, value in generation.items():
+        setattr(model.generation_config, name, value)
+    return LoadedModel(model, None, 64, 64, frozenset({2}), is_encoder_decoder=True)
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"bad_words_ids": [[1]]}, {"suppress_tokens": [1]}, {"bad_words_ids": [[1]], "forced_bos_token_id": 7},
+        {"bad_words_ids": [[1]], "num_beams": 4, "no_repeat_ngram_size": 1, "repetition_penalty": 3.0, "min_length": 9},
+    ],
+    ids=["bad-words", "suppressed", "a-forced-begin", "beams-and-penalties"],
+)  # fmt: skip
+def test_a_translator_says_what_its_checkpoint_lets_it_say_one_token_after_the_other(
+    generation: dict[str, Any],
+) -> None:
+    loaded = _translator(**generation)
+    prompt = [5, 9, 20, 33, 2]
+    plain = {"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "min_length": 0}
+    wanted = loaded.model.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=13, **plain
+    )[0].tolist()  # fmt: skip
+
+    async def answer() -> list[int]:
+        engine = await open_engine(loaded, 2, 1)
+        try:
+            found: list[int] = []
+            async for batch in engine.submit(Generation(prompt, 12, Sampling(temperature=0.0))):
+                found += batch.tokens
+            return found
+        finally:
+            await engine.close()
+
+    assert asyncio.run(answer()) == wanted[1:13] and 1 not in wanted  # the last one would be the forced end
+
+
+def test_a_model_that_computes_no_numbers_from_its_second_token_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    forward = other.model.forward
+
+    def broken_with_a_cache(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        if named.get("use_cache") is not False and output.logits.shape[1] == 1:
+            output.logits.fill_(torch.nan)
+        return output
+
+    monkeypatch.setattr(other.model, "forward", broken_with_a_cache)
+    with pytest.raises(ModelError, match="log probabilities are off by nan"):
+        asyncio.run(open_engine(other, 8))
+
+
+def test_penalties_that_a_checkpoint_names_change_no_step_of_an_engine(tmp_path: Path) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    other.model.generation_config.repetition_penalty = 2.0
+    other.model.generation_config.no_repeat_ngram_size = 2
+    [prompt] = prompts(other)[3:4]
+
+    async def body(engine: Engine) -> None:
+        assert engine.name == "generate"
+        tokens, _ = await collect(engine, Generation(prompt, 6, Sampling(temperature=0.0), ignore_eos=True))
+        assert tokens == forward_alone(other, prompt, 6)
+
+    with_engine(tried(other), body)

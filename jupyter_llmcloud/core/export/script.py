@@ -86,10 +86,27 @@ def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:
     for part in parts:
         code, found = without_futures(part.cell)
         futures += [line for line in found if line not in futures]
+        pieces += _found_by(part, parts)
         pieces += [f"{name} = {text}" for name, text in part.assigned]
         pieces += [part.cell.trial] if part.cell.trial else []
         pieces.append(f"STREAMS.begin({part.cell.spec.get('seed')!r}, rank, world_size)\n{code.rstrip()}\n")
     return "\n".join([*futures, *pieces])
+
+
+def _found_by(part: ScriptPart, parts: Sequence[ScriptPart]) -> list[str]:
+    """The precision and the arguments that a cell had, where its run is started with those of the last one."""
+    specs = [one.cell.spec for one in parts]
+    lines = []
+    if len({spec.get("precision") or "no" for spec in specs}) > 1:
+        precision = part.cell.spec.get("precision") or "no"
+        lines.append(f"__import__('os').environ['ACCELERATE_MIXED_PRECISION'] = {precision!r}")
+    if len({spec.get("args") or "" for spec in specs}) > 1:
+        lines.append(f"__import__('sys').argv[1:] = {_arguments(part)!r}")
+    return lines
+
+
+def _arguments(part: ScriptPart) -> list[str]:
+    return shlex.split(part.cell.spec.get("args") or "")
 
 
 def launch_lines(file: str, num_ranks: int, num_threads: int, has_gpus: bool) -> list[str]:
@@ -110,7 +127,7 @@ def _text(run: ExportedRun, parts: Sequence[ScriptPart], notes: Sequence[str], l
     for part in parts:
         code, found = plain_code(part.cell)
         futures += [line for line in found if line not in futures]
-        bodies.append(_body(part, code))
+        bodies.append(_body(part, code, any(_arguments(one) for one in parts)))
     codes = "\n".join(part.cell.code for part in parts)
     pieces = [_heading(run, notes, launches), *futures, "import os\n"]
     pieces.append(prelude.SETTINGS.format(precision=run.cell.spec.get("precision") or "no"))
@@ -142,7 +159,7 @@ def _heading(run: ExportedRun, notes: Sequence[str], launches: Sequence[str]) ->
     return "\n".join(lines)
 
 
-def _body(part: ScriptPart, code: str) -> str:
+def _body(part: ScriptPart, code: str, has_arguments: bool) -> str:
     spec: Mapping[str, Any] = part.cell.spec
     lines = [f"# --- run {part.cell.run_id} " + "-" * max(0, 100 - len(part.cell.run_id))]
     lines += [f"{name} = {text}  # pushed from the notebook" for name, text in part.assigned]
@@ -150,6 +167,6 @@ def _body(part: ScriptPart, code: str) -> str:
     lines.append(f"os.environ['ACCELERATE_MIXED_PRECISION'] = {spec.get('precision') or 'no'!r}")
     if spec.get("seed") is not None:
         lines.append(f"_seed({spec['seed']})")
-    arguments = shlex.split(spec.get("args") or "")
-    lines.append(f"sys.argv[1:] = {arguments!r}" if arguments else "")
+    # A cell without any finds none, and not those of the one before it; where no cell had any, they are the user's.
+    lines.append(f"sys.argv[1:] = {_arguments(part)!r}" if has_arguments else "")
     return "\n".join(filter(None, lines)) + "\n" + code.rstrip() + "\n"

@@ -51,6 +51,7 @@ class _Sequence:
     num_delivered: int = 0
     num_logprobs_delivered: int = 0
     ends: frozenset[int] = frozenset()
+    never: frozenset[int] = frozenset()
     constraint: FollowedConstraint | None = None
 
 
@@ -103,7 +104,7 @@ class _SamplerProcessor(LogitsProcessor):
         if sequence.cancelled.is_set():
             raise _Cancelled
         wanted = sequence.generation
-        banned = sequence.ends if len(sequence.tokens) < wanted.min_tokens else ()
+        banned = sequence.never | (sequence.ends if len(sequence.tokens) < wanted.min_tokens else frozenset())
         row = Row(wanted.sampling, sequence.tokens, sequence.logprobs, wanted.prompt, banned, sequence.constraint)
         chosen = self._sampler.scores(scores.float(), [row])
         sequence.tokens.append(int(chosen[0].argmax()))
@@ -150,6 +151,7 @@ class GenerateEngine:
             raise EngineError(self.failure)
         stream = TokenStream(lambda: self._cancel(sequence))
         sequence = _Sequence(generation, asyncio.get_running_loop(), stream, ends=ends_of(generation, self._loaded.eos))
+        sequence.never = _never(self._loaded)
         if generation.constraint is not None:
             sequence.constraint = FollowedConstraint(generation.constraint)
         self._sequences.add(sequence)
@@ -229,7 +231,10 @@ class GenerateEngine:
         configuration = copy.deepcopy(self._plain)
         configuration.eos_token_id = sorted(sequence.ends) or -1  # None: what the model has
         configuration.max_new_tokens = sequence.generation.max_tokens
-        self._loaded.model.generate(
+        # What ours leaves open, the library takes from the model's own: beams, penalties, a forced end.
+        model = copy.copy(self._loaded.model)
+        model.generation_config = self._plain
+        model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=configuration,
@@ -246,7 +251,7 @@ class GenerateEngine:
 
 
 def _plain_configuration(loaded: LoadedModel) -> GenerationConfig:
-    """What the architecture needs to start and end a sequence, and none of the checkpoint's sampling."""
+    """What the architecture needs to start, keep and end a sequence, and none of the checkpoint's sampling."""
     own: Any = loaded.model.generation_config
     return GenerationConfig(
         do_sample=False,
@@ -255,4 +260,13 @@ def _plain_configuration(loaded: LoadedModel) -> GenerationConfig:
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
         forced_bos_token_id=own.forced_bos_token_id,
+        use_cache=own.use_cache,
+        cache_implementation=own.cache_implementation,
     )
+
+
+def _never(loaded: LoadedModel) -> frozenset[int]:
+    """Tokens that are no part of any answer: Marian's padding token has a score that is often the largest."""
+    own: Any = loaded.model.generation_config
+    words = [word[0] for word in own.bad_words_ids or () if len(word) == 1]
+    return frozenset((*words, *(own.suppress_tokens or ()))) if loaded.is_encoder_decoder else frozenset()

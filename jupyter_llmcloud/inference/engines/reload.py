@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,12 +29,18 @@ class TakesWeights(Protocol):
         ...
 
 
-async def take_weights(loaded: LoadedModel, engine: Any, folder: str) -> None:
-    """Answer with the weights in `folder` from now on; raises ModelError, and then nothing has changed."""
+async def take_weights(
+    loaded: LoadedModel, engine: Any, folder: str, still: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+) -> None:
+    """Answer with the weights in `folder` from now on; raises ModelError, and then nothing has changed.
+
+    Inside of what `still` gives nobody but the engine computes with them.
+    """
     if not isinstance(engine, TakesWeights):
         raise ModelError(f"the {engine.name} engine takes no other weights while it is open.")
     other = await asyncio.to_thread(_load, loaded, folder)
-    await engine.change_weights(lambda: _copy(loaded.model, other))
+    async with still():
+        await engine.change_weights(lambda: _copy(loaded.model, other))
 
 
 def _load(loaded: LoadedModel, folder: str) -> dict[str, torch.Tensor]:

@@ -94,8 +94,15 @@ def _largest_error(loaded: LoadedModel, prompt: list[int], answer: TokenBatch) -
         abs(float(expected[step, token]) - logprob)
         for step, entry in enumerate(answer.logprobs)
         for token, logprob in entry.top
+        if step or not _is_forced(loaded)
     ]
-    return max(differences)
+    # By torch: the largest of numbers among which is NaN is NaN, wherever it stands.
+    return float(torch.tensor([0.0, *differences]).max())
+
+
+def _is_forced(loaded: LoadedModel) -> bool:
+    """Whether the first token of every answer is one that the checkpoint says, whatever its scores: BART does."""
+    return loaded.is_encoder_decoder and loaded.model.generation_config.forced_bos_token_id is not None
 
 
 def _scores(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.inference.engines.adapters import attached
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError, EngineStats, Generation, TokenStream
-from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.engines.loading import LoadedModel, loading
 from jupyter_llmcloud.inference.engines.reload import TakesWeights
 from jupyter_llmcloud.inference.engines.soundness import check_finite
 from jupyter_llmcloud.storage.model_folder import check_folder
@@ -115,7 +115,8 @@ class EngineWithAdapters:
             raise ModelError(f"{folder} is a whole model, not an adapter: serve it under a name of its own.")
         tensors = itertools.chain(model.parameters(), model.buffers())
         clone = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-        adapted = attached(clone, layout.adapter)
+        with loading(layout.adapter):
+            adapted = attached(clone, layout.adapter)
         check_finite(layout.adapter, adapted)
         return dataclasses.replace(self._loaded, model=adapted)
 

@@ -75,6 +75,7 @@ class Forward:
 
     def _prepare(self, path: str, body: dict[str, Any]) -> bool:
         """Name the model as it is named there, and ask for the tokens of a stream; whether the client wants them."""
+        self._check_name(body.get("model", self._name))
         body["model"] = self.server.model
         if not body.get("stream") or not path.endswith("completions"):
             return True
@@ -82,6 +83,15 @@ class Forward:
         options = options if isinstance(options, dict) else {}
         body["stream_options"] = {**options, "include_usage": True}
         return options.get("include_usage") is True
+
+    def _check_name(self, name: Any) -> None:
+        """Raise ApiError for another model: an adapter, for one, which only engines of our own load."""
+        if name != self._name:
+            message = (
+                f"The model {str(name)[:128]!r} does not exist here: this endpoint serves {self._name!r} by "
+                f"{self.server.engine}, and loads no adapters beside it."
+            )
+            raise ApiError(404, message, param="model", code="model_not_found")
 
     def _whole(self, answer: bytes, count: Count, content_type: str) -> web.Response:
         told = _object(answer)

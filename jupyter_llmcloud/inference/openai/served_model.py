@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,15 @@ class ServedModel:
         from jupyter_llmcloud.inference.openai.embedding.embedder import Embedder
 
         return Embedder(self.loaded)
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Inside, nothing computes with its weights but the engine."""
+        if "embedder" not in vars(self):
+            yield
+            return
+        async with self.embedder.still():
+            yield
 
     def adapter_of(self, name: str) -> str:
         """The adapter that a model's name stands for: `NAME:ADAPTER`, or the adapter's own name; "": the model itself.

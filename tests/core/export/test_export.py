@@ -13,7 +13,7 @@ from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.export.names_used import names_used
 from jupyter_llmcloud.core.export.own_calls import plain_code
 from jupyter_llmcloud.core.export.plans import check_options
-from jupyter_llmcloud.core.export.script import ExportedRun, export
+from jupyter_llmcloud.core.export.script import ExportedRun, export, source_for_ranks
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -229,3 +229,27 @@ def test_what_looks_like_a_command_within_a_text_is_text() -> None:
     parts, notes = needed_cells(SourceCell("last", "print(template % 3)"), [SourceCell("made", f"!ls\n{code}")])
     assert [part.cell.code for part in parts] == [f"pass\n{code}", "print(template % 3)"]
     assert notes == ["Left out: '!ls' of run made."]
+
+
+def _with_its_own_settings() -> tuple[SourceCell, list[SourceCell]]:
+    """A cell that was run without arguments in float32, after one that had some in bfloat16."""
+    before = SourceCell("before", "rate = float(sys.argv[2])", spec={"args": "--lr 1", "precision": "bf16"})
+    return SourceCell("last", "print(rate, sys.argv)"), [SourceCell("i", "import sys"), before]
+
+
+def test_each_cell_of_a_script_finds_the_arguments_that_its_own_run_had() -> None:
+    last, earlier = _with_its_own_settings()
+    text = export(ExportedRun(last, "r", 1), earlier, "train.py").text
+    before, after = text.index("rate = float"), text.index("print(rate")
+    assert "sys.argv[1:] = ['--lr', '1']" in text[:before]
+    assert "sys.argv[1:] = []" in text[before:after]
+    assert "sys.argv[1:]" not in export(ExportedRun(SourceCell("l", "run.log(x=1)"), "r", 1), [], "train.py").text
+
+
+def test_cells_that_are_run_again_as_one_find_the_arguments_and_the_precision_that_each_had() -> None:
+    last, earlier = _with_its_own_settings()
+    text = source_for_ranks(last, earlier)
+    before, after = text.index("rate = float"), text.index("print(rate")
+    assert all(line in text[:before] for line in ("argv[1:] = ['--lr', '1']", "'ACCELERATE_MIXED_PRECISION'] = 'bf16'"))
+    assert all(line in text[before:after] for line in ("argv[1:] = []", "'ACCELERATE_MIXED_PRECISION'] = 'no'"))
+    assert "argv" not in source_for_ranks(SourceCell("l", "print(x)"), [SourceCell("x", "x = int()")])

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.open_inference.classifiers.text import TextClassifier
+from jupyter_llmcloud.inference.open_inference.classifiers.text import TextClassifier, TextRow
 from tests.support.predictions import Replica, folder_spec, serve
-from tests.support.tiny_models import one_thread, save_tiny_bert, save_tiny_vit
+from tests.support.tiny_models import one_thread, save_tiny_bert, save_tiny_vit, word_tokenizer
 
 TEXTS = ["good", "the film was not bad", "a good film is a good film", "fine fine fine"]
 
@@ -273,3 +273,53 @@ def test_an_adapter_for_classification_is_served_with_its_head(tmp_path: Path) -
     spec = folder_spec(tmp_path / "adapter")
     assert spec.kind == "classifier"
     serve(spec, asks)
+
+
+def test_a_picture_that_a_camera_took_upright_is_seen_upright(tmp_path: Path) -> None:
+    from PIL import Image
+    from transformers import AutoModelForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    folder = save_tiny_vit(tmp_path / "m")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    lying = Image.fromarray(np.rot90(pixels))
+    exif = lying.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    file = io.BytesIO()
+    lying.save(file, "PNG", exif=exif)
+    processor = ViTImageProcessorPil.from_pretrained(folder)
+    given = processor(images=Image.fromarray(pixels), return_tensors="pt")
+    wanted = AutoModelForImageClassification.from_pretrained(folder).eval()(**given).logits[0].tolist()
+
+    async def asks(replica: Replica) -> None:
+        told = await replica.infer({"inputs": base64.b64encode(file.getvalue()).decode()})
+        np.testing.assert_allclose(told["outputs"]["logits"], wanted, rtol=1e-4, atol=1e-5)
+
+    serve(folder_spec(folder), asks)
+
+
+def test_a_number_that_is_predicted_of_a_picture_is_no_choice_of_one(tmp_path: Path) -> None:
+    folder = save_tiny_vit(tmp_path / "m", num_labels=1)
+    values = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+
+    async def asks(replica: Replica) -> None:
+        told = await replica.outputs(("pixel_values", "FP32", values.tolist()))
+        assert set(told) == {"logits", "scores"} and told["scores"] == told["logits"]
+
+    serve(folder_spec(folder), asks)
+
+
+def test_a_text_may_have_as_many_tokens_as_there_are_positions_behind_the_padding(tmp_path: Path) -> None:
+    import transformers
+
+    tokenizer = word_tokenizer()
+    tokenizer.model_max_length = 1 << 30
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=20, pad_token_id=0, num_labels=3, type_vocab_size=2,
+    )  # fmt: skip
+    model = transformers.RobertaForSequenceClassification(config).eval()
+    predictor = TextClassifier(model, tokenizer, "classifier", 4)
+    assert predictor.details["context_length"] == 19
+    [found] = predictor.predict([TextRow("good " * 30, None, True)])
+    assert len(found[0]) == 3

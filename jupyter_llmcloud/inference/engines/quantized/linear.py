@@ -47,6 +47,7 @@ class QuantizedLinear(torch.nn.Module):
         bits: 4 or 8: numbers of 4 bits are kept as such where torch multiplies with them.
 
     Attributes:
+        numbers: as they are computed with: int8 [out, in], or packed.
         num_unseen: how many weights it has more than its parameters have numbers.
     """
 
@@ -54,21 +55,29 @@ class QuantizedLinear(torch.nn.Module):
         super().__init__()
         self.out_features, self.in_features = numbers.shape
         self.bits = bits
-        self.weight = torch.nn.Parameter(numbers, requires_grad=False)
+        self.numbers = torch.nn.Parameter(numbers, requires_grad=False)
         self.scale = torch.nn.Parameter(scale, requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         self.is_packed = False
         if bits == 4 and has_kernel(4, numbers.shape[1] // scale.shape[1], scale.dtype, numbers.device.type):
             self._pack()
-        self.num_unseen = numbers.numel() - self.weight.numel() - self.scale.numel()
+        self.num_unseen = numbers.numel() - self.numbers.numel() - self.scale.numel()
 
     def _pack(self) -> None:
-        whole = self.weight.to(torch.int32) + 8
+        whole = self.numbers.to(torch.int32) + 8
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, _TILES)
         with_zeros = torch.stack([self.scale, torch.zeros_like(self.scale)], dim=-1).transpose(0, 1).contiguous()
-        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.numbers = torch.nn.Parameter(packed, requires_grad=False)
         self.scale = torch.nn.Parameter(with_zeros, requires_grad=False)
         self.is_packed = True
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What the numbers stand for, [out, in]: some architectures ask for its type, or compute with it themselves."""
+        if not self.is_packed:
+            return dequantize(self.numbers, self.scale)
+        ones = torch.eye(self.in_features, dtype=self.scale.dtype, device=self.scale.device)
+        return self._four_bit(ones).T.contiguous()
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -81,21 +90,21 @@ class QuantizedLinear(torch.nn.Module):
     def _four_bit(self, rows: torch.Tensor) -> torch.Tensor:
         group = self.in_features // self.scale.shape[0]
         product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.contiguous(), self.weight, group, self.scale
+            rows.contiguous(), self.numbers, group, self.scale
         )
         return product
 
     def _eight_bit(self, rows: torch.Tensor) -> torch.Tensor:
         by_row = self.scale.shape[1] == 1
         if not by_row:
-            return linear(rows, dequantize(self.weight, self.scale))
+            return linear(rows, dequantize(self.numbers, self.scale))
         scale = self.scale.view(-1)
         if len(rows) <= _FEW_ROWS and has_kernel(8, 0, rows.dtype, rows.device.type):
-            product: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, scale)
+            product: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.numbers, scale)
             return product
         # Many CPUs multiply bfloat16 several times slower than float32, and the numbers are exact in both.
         dtype = torch.float32 if rows.device.type == "cpu" else rows.dtype
-        return linear(rows.to(dtype), self.weight.to(dtype)).mul_(scale).to(rows.dtype)
+        return linear(rows.to(dtype), self.numbers.to(dtype)).mul_(scale).to(rows.dtype)
 
 
 @cache

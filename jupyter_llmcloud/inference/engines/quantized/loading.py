@@ -45,7 +45,8 @@ def load_quantized(auto: Any, folder: Path, config: Any, scheme: Scheme, dtype: 
     misfits += _mismatched(model, plain)
     plain = {name: value for name, value in plain.items() if name not in {row[0] for row in misfits}}
     missing, unexpected = model.load_state_dict(plain, strict=False, assign=True)
-    model.tie_weights()
+    # A head of its own stays one, also where the configuration says that it is that of the embeddings.
+    model.tie_weights(missing_keys=set(missing), recompute_mapping=False)
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     lost = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
@@ -97,8 +98,10 @@ def _put_in(
             raise ModelError(f"its quantized layer {layer!r} is not complete, or no linear layer of the model.")
         wanted = tuple(rows.shape)
         found = tuple(int(size) for size in shape)
-        if found != wanted:
-            misfits.append((f"{layer}.{PACKED}", found, wanted))
+        scales = _shape_of_scales(layer, wanted, scheme.group)
+        if found != wanted or tuple(scale.shape) != scales:
+            wrong = (PACKED, found, wanted) if found != wanted else (SCALE, tuple(scale.shape), scales)
+            misfits.append((f"{layer}.{wrong[0]}", *wrong[1:]))
             continue
         bias = saved.get(f"{layer}.bias")
         numbers = unpack(words, scheme.bits, wanted[1])
@@ -106,6 +109,15 @@ def _put_in(
         parent, _, name = layer.rpartition(".")
         setattr(model.get_submodule(parent), name, made)
     return misfits
+
+
+def _shape_of_scales(layer: str, shape: tuple[int, ...], group: int) -> tuple[int, int]:
+    if group and shape[1] % group:
+        raise ModelError(
+            f"its quantized layer {layer!r} has {shape[1]} inputs, which are no multiple of the {group} that share a "
+            "scale."
+        )
+    return shape[0], shape[1] // group if group else 1
 
 
 def _linear(numbers: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int) -> torch.nn.Module:

@@ -68,6 +68,7 @@ class Scheme:
             and not weights.get("actorder")
             and weights.get("strategy") in ("channel", "group")
             and not config.get("kv_cache_scheme")
+            and not config.get("transform_config")  # rotations that go before and after the weights
         )
         group = int(weights.get("group_size") or 0) if weights.get("strategy") == "group" else 0
         return cls(int(weights["num_bits"]), group, ignored) if is_known else None

@@ -152,6 +152,7 @@ class SlotEngine(BatchingEngine):
                     return
                 for item in arrived:
                     if isinstance(item, _Change):
+                        loop = item.loop
                         item.carry_out(self._core)
                     elif item is not None:
                         loop = item[0].loop
@@ -199,7 +200,7 @@ class _Change:
     done: asyncio.Future[None]
 
     def carry_out(self, core: _Core) -> None:
-        """Called in the generation thread. What fails there is told; the weights are then what they were."""
+        """Called in the generation thread. What fails there is told, and raised: some weights may be others by then."""
         core.batch.start_over()
         core.prefixes.clear()
         try:
@@ -207,8 +208,8 @@ class _Change:
             core.renew()
         except Exception as error:
             self.loop.call_soon_threadsafe(self._tell, error)
-        else:
-            self.loop.call_soon_threadsafe(self._tell, None)
+            raise
+        self.loop.call_soon_threadsafe(self._tell, None)
 
     def _tell(self, error: Exception | None) -> None:
         if self.done.done():

@@ -123,6 +123,13 @@ class ImageClassifier:
         """Nothing is held beside memory."""
 
 
+def upright(image: Any) -> Any:
+    """The image of a file in RGB, as people see it: cameras write how they were held beside the pixels (EXIF)."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
 def _opened(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
@@ -130,6 +137,6 @@ def _opened(data: bytes) -> Any:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             return InvalidInput(f"the image has {image.width} x {image.height} pixels: at most {MAX_PIXELS} are read")
-        return image.convert("RGB")
+        return upright(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         return InvalidInput(f"the image cannot be read: {error}")

@@ -33,9 +33,10 @@ class Labels:
         """As the configuration of a model of transformers has them."""
         named = {int(index): str(label) for index, label in (config.id2label or {}).items()}
         names = tuple(named.get(index, f"LABEL_{index}") for index in range(config.num_labels))
-        if kind == "regressor":
-            return cls(names, "regression")
         problem = getattr(config, "problem_type", None)
+        # The softmax of one number is 1, whatever that is: as transformers has it, it is a predicted number.
+        if kind == "regressor" or problem == "regression" or (problem is None and len(names) == 1):
+            return cls(names, "regression")
         return cls(names, MULTI if problem == MULTI else "single_label_classification")
 
     def scores(self, logits: Array) -> Array:

@@ -74,7 +74,7 @@ class TextModel:
         self.details: dict[str, Any] = {}
         self._model = model
         self._tokenizer = tokenizer
-        self._limit = _max_length(model, tokenizer)
+        self._limit = max_length(model, tokenizer)
         self._pad_id = _pad_id(model, tokenizer)
         self._try_batches()
         self.details |= {"context_length": self._limit, "num_labels": len(self.labels.names), "pads": self.pads}
@@ -343,13 +343,14 @@ def _switch(asked: InferRequest, name: str) -> bool:
     return value
 
 
-def _max_length(model: Any, tokenizer: Any) -> int:
+def max_length(model: Any, tokenizer: Any) -> int:
     """Tokens that a text may have."""
     config = model.config.get_text_config()
     known = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
     limits = [limit for limit in known if isinstance(limit, int) and limit > 0]
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx:
+        is_table = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        if is_table and module.padding_idx is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
     of_tokenizer = getattr(tokenizer, "model_max_length", None)
     if isinstance(of_tokenizer, int) and 0 < of_tokenizer < 10_000_000:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,25 @@ class Embedder:
         except QueueFull:
             message = f"{self.batcher.num_waiting} texts wait to be embedded. Try again in a moment."
             raise ApiError(429, message, code="overloaded", retry_after_s=_RETRY_AFTER_S) from None
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Inside, nothing is embedded: what is asked meanwhile waits."""
+        begun, left = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def wait() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            left.wait()
+
+        waiting = loop.run_in_executor(self._thread, wait)
+        waiting.add_done_callback(lambda _: begun.set())  # also where the thread has ended before it came to this
+        try:
+            await begun.wait()
+            yield
+        finally:
+            left.set()
+            await asyncio.wait([waiting])
 
     def close(self) -> None:
         """No more of it; what waits is cancelled."""
