@@ -10,16 +10,15 @@ from torch.utils.data import BatchSampler
 
 from jupyter_llmcloud.core.data.order import RowOrder
 from jupyter_llmcloud.core.data.shares import EpochShares
-from jupyter_llmcloud.training.parallel.balance import BALANCE
-from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
+from jupyter_llmcloud.training.parallel.balance import BALANCE, NO_RANKS
 
 Expect = Callable[[list[int]], None]
 
 
 def this_share() -> tuple[int, int]:
     """Which share of a batch this process takes, of how many: ranks that compute a batch together take one."""
-    if ACTIVE.strategy is not None:
-        return ACTIVE.data_rank
+    if (ranks := BALANCE.ranks) is not NO_RANKS:
+        return ranks.rank, ranks.num
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -61,6 +61,9 @@ class DataRanks:
         return cls(rank, num, begun, least, most, must_be_even)
 
 
+NO_RANKS = DataRanks()  # of a process that has executed no cell
+
+
 class Pass:
     """One pass over a loader that is trained on: which shares hold from which batch on.
 
@@ -255,7 +258,7 @@ class Balancer:
     def __init__(self) -> None:
         # Whether their gradients pass through here.
         self._models: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
-        self.ranks = DataRanks()
+        self.ranks = NO_RANKS
         self._clear()
 
     def _clear(self) -> None:
