@@ -228,7 +228,7 @@ async def test_a_body_that_does_not_come_and_a_connection_that_is_idle_are_not_w
     async with plain_client(server, jp_web_app, key) as client:
         client.writer.write(client.request(asked("hello"), key)[:-3])
         assert await asyncio.wait_for(client.reader.read(), DEADLINE_S) == b"" and client.num_plain == 0
-    monkeypatch.setattr(plain_connection.Origin, "idle_s", 0.3)
+    monkeypatch.setattr(plain_connection.ConnectionOrigin, "idle_s", 0.3)
     async with plain_client(server, jp_web_app, key) as client:
         assert await asyncio.wait_for(client.reader.read(), DEADLINE_S) == b"" and client.num_plain == 0
 

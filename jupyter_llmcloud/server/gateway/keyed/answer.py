@@ -52,6 +52,11 @@ class Asked(NamedTuple):
         """The key as it is kept."""
         return self.known.key
 
+    @property
+    def actor(self) -> str:
+        """As usage names who asks."""
+        return f"key:{self.known.key.id}"
+
 
 class Admittance(Protocol):
     """What an answer needs of whoever has let its request in.
@@ -74,7 +79,7 @@ class Admittance(Protocol):
         """It is over, which is noted and logged as everywhere in this server."""
 
 
-class Wire(Protocol):
+class AnswerWire(Protocol):
     """Where an answer is written."""
 
     def begin(self) -> None:
@@ -113,7 +118,7 @@ class KeyedAnswer:
         wire: where the answer is written.
     """
 
-    def __init__(self, admittance: Admittance, asked: Asked, wire: Wire) -> None:
+    def __init__(self, admittance: Admittance, asked: Asked, wire: AnswerWire) -> None:
         self._admittance = admittance
         self._asked = asked
         self._wire = wire
@@ -133,7 +138,7 @@ class KeyedAnswer:
         if read is None or found is None:
             return None
         endpoint, adapter = found
-        shape = shape_from(read, f"key:{self._asked.key.id}", adapter)
+        shape = shape_from(read, self._asked.actor, adapter)
         try:
             self._exchange.reserve(self._asked.key, shape)
         except ApiError:
@@ -145,7 +150,7 @@ class KeyedAnswer:
         # In the next round of the loop, when the replica has been asked, and nobody waits for it.
         asyncio.get_running_loop().call_soon(self._prepare_head)
         asked = self._asked
-        caller = Caller(f"key:{asked.key.id}", asked.key, asked.headers)
+        caller = Caller(asked.actor, asked.key, asked.headers)
         try:
             await self._exchange.pass_on(caller, endpoint, asked.route, body, shape, self)
         except Exception as error:

@@ -32,9 +32,9 @@ class Host(Admittance, Judge, Protocol):
 class GivenBack(IOStream):
     """A connection of tornado's of which something was read before."""
 
-    def __init__(self, sock: socket.socket, begun: bytes) -> None:
+    def __init__(self, sock: socket.socket, begun: bytes, max_buffer_size: int) -> None:
         self._begun = begun
-        super().__init__(sock)
+        super().__init__(sock, max_buffer_size=max_buffer_size)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """First what was read before."""
@@ -45,18 +45,20 @@ class GivenBack(IOStream):
         return number
 
 
-class Origin(NamedTuple):
+class ConnectionOrigin(NamedTuple):
     """Where a connection was taken over from, and goes back to.
 
     Attributes:
         delegate: that tornado asks for each of its requests.
         params: of tornado's connections there.
         context: who is at the other end.
+        max_buffer_size: of what tornado reads on it.
     """
 
     delegate: HTTPServerConnectionDelegate
     params: HTTP1ConnectionParameters
     context: Any
+    max_buffer_size: int
 
     @property
     def address(self) -> str:
@@ -70,7 +72,7 @@ class Origin(NamedTuple):
 
     def take_back(self, sock: socket.socket, begun: bytes) -> IOStream:
         """Let tornado go on, with what was read already."""
-        stream = GivenBack(sock, begun)
+        stream = GivenBack(sock, begun, self.max_buffer_size)
         HTTP1ServerConnection(stream, self.params, self.context).start_serving(self.delegate)
         return stream
 
@@ -89,7 +91,7 @@ class PlainConnection(asyncio.BufferedProtocol):
     def __init__(
         self,
         host: Host,
-        origin: Origin,
+        origin: ConnectionOrigin,
         begun: bytes,
         buffer: bytearray,
         ended: Callable[[PlainConnection, IOStream | None], None],

@@ -14,7 +14,7 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate
 from tornado.iostream import IOStream, StreamClosedError
 
 from jupyter_llmcloud.server.gateway.keyed.answer import BODY_TIMEOUT_S
-from jupyter_llmcloud.server.gateway.keyed.plain_connection import MAX_EARLY, Host, Origin, PlainConnection
+from jupyter_llmcloud.server.gateway.keyed.plain_connection import MAX_EARLY, ConnectionOrigin, Host, PlainConnection
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
@@ -55,12 +55,12 @@ class PlainConnections:
 
     def move(self, stream: IOStream, head: bytes, length: int, params: Any, context: Any) -> None:
         """Go on with it, as soon as the body that belongs to a head is there."""
-        origin = Origin(self._delegate, params, context)
+        origin = ConnectionOrigin(self._delegate, params, context, stream.max_buffer_size)
         task = asyncio.ensure_future(self._move(stream, head, length, origin))
         self._moving.add(task)
         task.add_done_callback(self._moving.discard)
 
-    async def _move(self, stream: IOStream, head: bytes, length: int, origin: Origin) -> None:
+    async def _move(self, stream: IOStream, head: bytes, length: int, origin: ConnectionOrigin) -> None:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await stream.read_bytes(length)
