@@ -55,7 +55,8 @@ class Asked(NamedTuple):
     @property
     def actor(self) -> str:
         """As usage names who asks."""
-        return f"key:{self.known.key.id}"
+        key = self.key
+        return f"key:{key.id}"
 
 
 class Admittance(Protocol):
