@@ -15,6 +15,7 @@ from jupyter_llmcloud.server.answers.response_cache import ResponseCache
 from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.gateway.keyed.router import KEYED
 from jupyter_llmcloud.server.gateway.open_requests import KEEP_S
 from jupyter_llmcloud.server.routes import SETTING, handlers, keyed_router
 
@@ -78,6 +79,8 @@ class LLMCloudExtension(ExtensionApp):
         if self.context is not None:
             try:
                 await self.context.close()
+                if self.serverapp is not None and KEYED in self.serverapp.web_app.settings:
+                    self.serverapp.web_app.settings[KEYED].close()
                 if CACHE in self.settings:
                     await self.settings[CACHE].close()
             except Exception:  # Jupyter would not end then, and serve on without us

@@ -6,6 +6,7 @@ belong to the user. A change made by one server is seen by the others with their
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sqlite3
@@ -163,7 +164,7 @@ class StoredKey:
     parallel_requests: int | None = None
     replaced_by: str | None = None
 
-    @property
+    @functools.cached_property
     def limits(self) -> KeyLimits:
         """How much it may ask."""
         return KeyLimits(self.requests_per_minute, self.tokens_per_minute, self.parallel_requests)

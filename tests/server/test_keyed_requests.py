@@ -134,8 +134,8 @@ def test_a_key_that_another_server_has_changed_is_read_again(tmp_path: Path) -> 
     mine, other = ServerState(tmp_path / "server.sqlite"), ServerState(tmp_path / "server.sqlite")
     known, key = KnownKeys(mine), StoredKey("abcdefgh", "digest", "", ["infer:*"], "ada", 0.0, None, None)
     mine.add_key(key)
-    known.put("its text", key, mine.stamp())
-    assert known.get("its text") is key and known.get("another text") is None
+    put = known.put("its text", key, mine.stamp())
+    assert known.get("its text") is put and put.key is key and known.get("another text") is None
     other.revoke_key("abcdefgh", 1.0)
     assert known.get("its text") is None
     mine.close()

@@ -12,7 +12,7 @@ import pytest
 
 from jupyter_llmcloud.server.answers.copied_answers import CACHE
 from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
-from jupyter_llmcloud.server.gateway import metrics
+from jupyter_llmcloud.server.gateway import metrics, tracing
 from jupyter_llmcloud.server.gateway.tracing import RequestTrace, trace_context
 from jupyter_llmcloud.storage.server_state import RequestRecord
 from tests.support.server_parts import Server, until
@@ -132,6 +132,7 @@ class TestOpenTelemetry:
         if not isinstance(provider, TracerProvider):  # it can be set once in a process
             provider = TracerProvider()
             trace.set_tracer_provider(provider)
+            tracing._keeps_spans.cache_clear()  # it would be found within a second
         processor = SimpleSpanProcessor(exporter)
         provider.add_span_processor(processor)
         yield exporter

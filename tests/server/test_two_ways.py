@@ -69,14 +69,13 @@ class TwoWays:
         self.handled = handled
         self.lines = lines
 
-    async def see(self, ask: Callable[[], Awaitable[Any]]) -> tuple[Seen, Seen]:
-        """What was seen of it, by each way."""
+    async def see(self, ask: Callable[[], Awaitable[Any]], times: int = 3) -> list[Seen]:
+        """What was seen of it, by each way; the third time its connection is read without tornado."""
         self.router._hosts.clear()
         self.handled.clear()
         handled = await self._see(ask)
         assert len(self.handled) == 1
-        keyed = await self._see(ask)
-        return handled, keyed
+        return [handled, *[await self._see(ask) for _ in range(times - 1)]]
 
     async def _see(self, ask: Callable[[], Awaitable[Any]]) -> Seen:
         await until(lambda: _lives(self.server), "a replica is there")
@@ -146,10 +145,12 @@ async def test_an_answer_is_the_same_with_and_without_a_handler(two_ways: TwoWay
             "POST", f"llmcloud/v1/{route}", {"model": "tiny", **body}, key, headers=headers
         )
 
-    handled, keyed = await two_ways.see(ask)
+    # Replicas that are lost again and again are started later and later.
+    handled, *others = await two_ways.see(ask, 2 if name == "replica lost" else 3)
     assert len(two_ways.handled) == 1, "the second request took a handler"
-    for field, by_handler, by_key in zip(Seen._fields, handled, keyed, strict=True):
-        assert by_handler == by_key, (name, field)
+    for keyed in others:
+        for field, by_handler, by_key in zip(Seen._fields, handled, keyed, strict=True):
+            assert by_handler == by_key, (name, field)
     assert keyed.activity and keyed.row["status"] == keyed.status
     assert [one for one in keyed.counted if one[0].startswith("http_request")], keyed.counted
     assert bool(keyed.logged) == (keyed.status >= 400), keyed.logged
@@ -205,7 +206,7 @@ async def test_the_address_is_that_of_the_client_behind_a_proxy_that_is_trusted(
         server.client = type(server.client)(trust_env=False)
         seen.clear()
         await two_ways.see(ask)
-        assert seen == [address, address]
+        assert seen == [address] * 3
 
 
 ENDS = {

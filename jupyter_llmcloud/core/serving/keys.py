@@ -8,6 +8,7 @@ sk-llmc-<id>-<secret>-<crc>     id: 8 letters, names the key in lists and logs
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import hmac
 import re
@@ -91,6 +92,11 @@ def check_scopes(scopes: Iterable[str]) -> list[str]:
 
 def may_infer(scopes: Iterable[str], endpoint: str) -> bool:
     """Do the scopes allow asking this endpoint?"""
+    return _may_infer(tuple(scopes), endpoint)
+
+
+@functools.lru_cache(maxsize=1024)  # it is asked with every request
+def _may_infer(scopes: tuple[str, ...], endpoint: str) -> bool:
     globs = (scope.removeprefix("infer:") for scope in scopes if scope.startswith("infer:"))
     return bool(NAME_PATTERN.fullmatch(endpoint)) and any(fnmatch.fnmatchcase(endpoint, glob) for glob in globs)
 

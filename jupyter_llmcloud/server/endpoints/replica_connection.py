@@ -16,7 +16,11 @@ KEEP_S = 60.0  # an idle one; the replica keeps it longer
 MAX_HEAD = 1 << 16
 MAX_LINE = 1 << 10  # before a chunk, and behind the last one
 _HEXADECIMAL = frozenset(b"0123456789abcdefABCDEF")
+READ_BYTES = 1 << 18  # at once, as asyncio does
 MAX_BUFFERED = 1 << 18  # what is not yet taken; the replica waits with more
+
+
+Take = Callable[[bytes], bool]  # gets a piece; whether another one can be taken
 
 
 class ReplicaUnreachable(OSError):
@@ -45,6 +49,11 @@ class ReplicaAnswer:
         """Without its parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether whoever was handed what has come can take more of it."""
+        return not self._connection.is_full
+
     async def readany(self) -> bytes:
         """What has come since the last call, at least one byte; nothing at the end. Raises BrokenAnswer."""
         return await self._connection.read_some()
@@ -56,7 +65,7 @@ class ReplicaAnswer:
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def copy_to(self, take: Callable[[bytes], bool]) -> bool:
+    async def copy_to(self, take: Take) -> bool:
         """Hand the rest of it to `take`, each piece in the moment in which it comes. Raises BrokenAnswer.
 
         Returns True at its end; False when `take` has said, by False, that it can take no more for now.
@@ -64,22 +73,28 @@ class ReplicaAnswer:
         return await self._connection.copy_to(take)
 
 
-class ReplicaConnection(asyncio.Protocol):
+class ReplicaConnection(asyncio.BufferedProtocol):
     """One connection, with one request at a time.
+
+    Args:
+        buffer: into which it is read. It may be that of other connections too: what is read is taken out at once.
 
     Attributes:
         idle_since: on the clock of the loop, while it is kept for the next request.
         is_paused: whether the replica has to wait until more of its answer is taken.
+        is_full: whether who takes the answer has said that it can take no more for now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buffer: bytearray) -> None:
         self.idle_since = 0.0
+        self._buffer = memoryview(buffer)
         self._transport: asyncio.Transport | None = None
         self._decoder = AnswerDecoder()
         self._wanted: asyncio.Future[None] | None = None
         self._error: Exception | None = None
-        self._take: Callable[[bytes], bool] | None = None  # gets what comes, without a task that would be woken for it
-        self._is_full = False  # whether that has said that it can take no more
+        self._take: Take | None = None  # gets what comes, without a task that would be woken for it
+        self._begun: Callable[[ReplicaAnswer], Take | None] | None = None
+        self.is_full = False
         self.is_paused = False
 
     @property
@@ -87,17 +102,24 @@ class ReplicaConnection(asyncio.Protocol):
         """Whether another request may be sent: the last answer is complete, and both ends keep the connection."""
         return self._error is None and self._decoder.is_complete and self._decoder.keeps
 
-    def send(self, request: bytes) -> None:
-        """Send a request."""
+    def send(self, request: bytes, begun: Callable[[ReplicaAnswer], Take | None] | None = None) -> None:
+        """Send a request. `begun`: is called when there is some of a body; what it returns gets that and the rest."""
         assert self._transport is not None
         self._decoder = AnswerDecoder()
+        self._begun, self._take, self.is_full = begun, None, False
         self._go_on()  # whoever asked before may have gone before all of the answer was taken
         self._transport.write(request)
 
     async def head(self) -> tuple[int, Mapping[str, str]]:
-        """The status and the headers, once something of the body is there, too, or its end. Raises BrokenAnswer."""
-        while not self._decoder.has_begun:
-            await self._more()
+        """The status and the headers, once something of the body is there, too, or its end. Raises BrokenAnswer.
+
+        Of one whose body is taken as it comes: once that can go no further, or has ended.
+        """
+        try:
+            while not (self._decoder.has_begun or self._take is not None):
+                await self._more()
+        finally:
+            self._begun = self._take = None
         return self._decoder.status, self._decoder.headers
 
     async def read_some(self) -> bytes:
@@ -109,7 +131,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._go_on()
         return piece
 
-    async def copy_to(self, take: Callable[[bytes], bool]) -> bool:
+    async def copy_to(self, take: Take) -> bool:
         """As that of `ReplicaAnswer`."""
         while True:
             if piece := self._decoder.take():
@@ -121,14 +143,14 @@ class ReplicaConnection(asyncio.Protocol):
             elif await self._handed_on(take):
                 return False
 
-    async def _handed_on(self, take: Callable[[bytes], bool]) -> bool:
+    async def _handed_on(self, take: Take) -> bool:
         """Have `take` called with what comes, until it ends or `take` can take no more: True."""
-        self._take, self._is_full = take, False
+        self._take, self.is_full = take, False
         try:
             await self._more()
         finally:
             self._take = None
-        return self._is_full
+        return self.is_full
 
     def _go_on(self) -> None:
         if self.is_paused:
@@ -157,14 +179,20 @@ class ReplicaConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where it is read into: memory for each reading would take as long to be had as all that is done with it."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """More of the answer."""
         try:
-            self._decoder.feed(data)
+            self._decoder.feed(bytes(self._buffer[:nbytes]))
         except ValueError as error:
             self._fail(BrokenAnswer(f"what it answered is no HTTP: {error}"))
             self.close()
             return
+        if self._begun is not None and self._decoder.has_body:
+            self._take = self._begins(self._begun)
         if self._take is not None and self._hand_on(self._take):
             return
         if self._decoder.num_buffered > MAX_BUFFERED and not self.is_paused and self._transport is not None:
@@ -173,14 +201,22 @@ class ReplicaConnection(asyncio.Protocol):
         if self._take is not None or self._decoder.has_begun:
             self._wake()
 
-    def _hand_on(self, take: Callable[[bytes], bool]) -> bool:
+    def _begins(self, begun: Callable[[ReplicaAnswer], Take | None]) -> Take | None:
+        self._begun = None
+        try:
+            return begun(ReplicaAnswer(self, self._decoder.status, self._decoder.headers))
+        except Exception as error:  # theirs: raised where it is waited
+            self._fail(error)
+            return None
+
+    def _hand_on(self, take: Take) -> bool:
         """Whether whoever waits has nothing to do yet."""
         piece = self._decoder.take()
         try:
-            self._is_full = bool(piece) and not take(piece)
+            self.is_full = bool(piece) and not take(piece)
         except Exception as error:  # theirs: raised where it is waited
             self._fail(error)
-        return not (self._is_full or self._decoder.is_complete)
+        return not (self.is_full or self._decoder.is_complete)
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed. An answer that says no length ends so."""
@@ -222,6 +258,11 @@ class AnswerDecoder:
     def has_begun(self) -> bool:
         """Whether there is something to pass on, or nothing will come."""
         return self.status > 0 and (bool(self._body) or self.is_complete)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether some of it has come that nobody has taken."""
+        return bool(self._body)
 
     @property
     def num_buffered(self) -> int:
@@ -354,6 +395,7 @@ class ReplicaConnections:
         self._path = path
         self._head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "replica", **headers}.items())
         self._idle: list[ReplicaConnection] = []
+        self._buffer = bytearray(READ_BYTES)
         self._is_closed = False
 
     async def take(self) -> ReplicaConnection:
@@ -366,20 +408,27 @@ class ReplicaConnections:
             connection.close()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, made = await asyncio.get_running_loop().create_unix_connection(ReplicaConnection, self._path)
+                loop = asyncio.get_running_loop()
+                _, made = await loop.create_unix_connection(lambda: ReplicaConnection(self._buffer), self._path)
         except OSError as error:  # TimeoutError is one
             raise ReplicaUnreachable(f"it cannot be reached: {error or type(error).__name__}") from None
         return made
 
     async def ask(
-        self, connection: ReplicaConnection, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        connection: ReplicaConnection,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        begun: Callable[[ReplicaAnswer], Take | None] | None = None,
     ) -> ReplicaAnswer:
-        """Post a body; returns when the answer has begun, as `ReplicaConnection.head`. Raises BrokenAnswer."""
-        if any("\r" in text or "\n" in text for text in (path, *headers, *headers.values())):
-            raise ValueError("a line break within a header of a request")
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        """Post a body; returns as `ReplicaConnection.head`. Raises BrokenAnswer. `begun`: as that of `send`."""
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = f"POST {path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
-        connection.send(head.encode() + body)
+        num_lines = len(headers) + self._head.count("\n") + 3
+        if head.count("\n") != num_lines or head.count("\r") != num_lines:
+            raise ValueError("a line break within a header of a request")
+        connection.send(head.encode() + body, begun)
         return ReplicaAnswer(connection, *await connection.head())
 
     def give_back(self, connection: ReplicaConnection) -> None:

@@ -225,7 +225,8 @@ class GatewayHandler(NamedOrigins, APIHandler):
                 self.request.uri = f"{self.request.path}?[...]"  # nothing here takes one, and it may hold a key
             super()._log()
         else:
-            note_answer(type(self), self.request, self.get_status(), self.settings)
+            method, seconds = self.request.method or "", self.request.request_time()
+            note_answer(type(self), method, seconds, self.get_status(), self.settings)
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """An answer that is an error on purpose needs no traceback in the log."""

@@ -17,7 +17,6 @@ from jupyter_llmcloud.core.serving.openai_errors import error_type
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
-    from tornado.httputil import HTTPServerRequest
 
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
     from jupyter_llmcloud.storage.server_state import RequestRecord
@@ -95,14 +94,14 @@ def queue_wait_of(endpoint: str) -> Histogram:
     return QUEUE_WAIT.labels(endpoint_label(endpoint))
 
 
-def note_answer(handler: type, request: HTTPServerRequest, status: int, settings: dict[str, Any]) -> None:
+def note_answer(handler: type, method: str, seconds: float, status: int, settings: dict[str, Any]) -> None:
     """An answer to a question, in Jupyter's own metric of all requests, where the server has that on."""
     from jupyter_server.prometheus.metrics import HTTP_REQUEST_DURATION_SECONDS
 
     if getattr(settings.get("serverapp"), "record_http_request_metrics", True):
         name = f"{handler.__module__}.{handler.__name__}"
-        noted = HTTP_REQUEST_DURATION_SECONDS.labels(method=request.method, handler=name, status_code=status)
-        noted.observe(request.request_time())
+        noted = HTTP_REQUEST_DURATION_SECONDS.labels(method=method, handler=name, status_code=status)
+        noted.observe(seconds)
 
 
 class StreamTimes:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
-    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer, ReplicaConnection
+    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer, ReplicaConnection, Take
 
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
@@ -63,7 +63,7 @@ class ResponseSink(Protocol):
         """An error as its clients know it."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GatewayRequest:
     """What is asked.
 
@@ -115,6 +115,7 @@ class Proxy:
         self._first_byte_s: float | None = None
         self._tokens = UNKNOWN
         self._streams = False
+        self._copier: _StreamCopy | None = None  # once a stream is passed on
         self._status = 0
         self._outcome = "done"
         self.answer_s = 0.0
@@ -225,7 +226,7 @@ class Proxy:
         try:
             with replica.use():
                 connection = await connections.take()
-                answer = await connections.ask(connection, path, self._request.body, headers)
+                answer = await connections.ask(connection, path, self._request.body, headers, self._begun)
                 if answer.status == 503 and len(self._endpoint.ready_replicas()) > 1:
                     raise NoResponse("it is not ready any more", delivered=False)
                 await self._copy(answer)
@@ -237,28 +238,41 @@ class Proxy:
             if connection is not None:
                 connections.give_back(connection)
 
-    async def _copy(self, answer: ReplicaAnswer) -> None:
-        streams = answer.content_type == STREAM
-        first = await (answer.readany() if streams else answer.read())
-        if streams and not first:
-            raise BrokenAnswer("it ended its answer before that had begun")
+    def _begun(self, answer: ReplicaAnswer) -> Take | None:
+        """Something of an answer has come: who takes it and the rest, in the moment in which it comes."""
+        if answer.status != 200 or answer.content_type != STREAM:
+            return None
+        self._begin(answer, streams=True)
+        self._copier = _StreamCopy(self._sink)
+        return self._copier.take
+
+    def _begin(self, answer: ReplicaAnswer, *, streams: bool) -> None:
         self._first_byte_s = time.perf_counter() - self._request.began
         headers = {name: answer.headers[lower] for lower, name in _PASSED_ON.items() if lower in answer.headers}
         self._status = answer.status
         if self._replica is not None:
             headers[REVISION] = str(self._replica.stored.revision)
         self._sink.begin(answer.status, {**headers, **(_STREAM_HEADERS if streams else {})})
+        self._streams = streams
+
+    async def _copy(self, answer: ReplicaAnswer) -> None:
+        if self._copier is not None:
+            await self._stream(self._copier, answer.takes_more, answer)
+            return
+        streams = answer.content_type == STREAM
+        first = await (answer.readany() if streams else answer.read())
+        if streams and not first:
+            raise BrokenAnswer("it ended its answer before that had begun")
+        self._begin(answer, streams=streams)
         if streams:
-            self._streams = True
-            await self._stream(first, answer)
+            copy = _StreamCopy(self._sink)
+            await self._stream(copy, copy.take(first), answer)
         else:
             self._tokens = usage_in_body(first)
             self._sink.end(first, answer.headers.get("content-type", "application/json"))
 
-    async def _stream(self, chunk: bytes, answer: ReplicaAnswer) -> None:
-        copy = _StreamCopy(self._sink)
+    async def _stream(self, copy: _StreamCopy, takes_more: bool, answer: ReplicaAnswer) -> None:
         try:
-            takes_more = copy.take(chunk)
             while not (takes_more and await answer.copy_to(copy.take)):
                 await self._sink.drained()
                 takes_more = True

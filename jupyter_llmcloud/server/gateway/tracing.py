@@ -8,8 +8,9 @@ or a tracer provider that the server's configuration sets. A span never holds a 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,14 +39,19 @@ def _tracing() -> Any:
     return trace, propagate
 
 
-def _keeps_spans(trace: Any) -> bool:
-    """Whether somebody has set a provider: without one, spans are made for nobody."""
+@lru_cache(maxsize=1)
+def _keeps_spans(second: int) -> bool:
+    """Whether somebody has set a provider by this second: without one, spans are made for nobody."""
+    if (found := _tracing()) is None:
+        return False
+    trace, _ = found
     return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
 
 def trace_context(headers: Mapping[str, str]) -> dict[str, str]:
     """`traceparent` and `tracestate` of a request, as far as they have the form of W3C's Trace Context."""
-    parent = headers.get("traceparent", "").strip()
+    if (parent := headers.get("traceparent", "").strip()) == "":
+        return {}
     if not _TRACEPARENT.fullmatch(parent):
         return {}
     state = headers.get("tracestate", "").strip()
@@ -62,8 +68,8 @@ class RequestTrace:
     def __init__(self, headers: Mapping[str, str], route: str, endpoint: str, request_id: str) -> None:
         self.headers = trace_context(headers)
         self._span: Any = None
-        if (found := _tracing()) is not None and _keeps_spans(found[0]):
-            trace, propagate = found
+        if _keeps_spans(int(time.monotonic())):
+            trace, propagate = _tracing()
             operation = {"gen_ai.operation.name": _OPERATIONS[route]} if route in _OPERATIONS else {}
             self._span = trace.get_tracer("jupyter_llmcloud").start_span(
                 f"POST /llmcloud/{route if route.startswith('v2/') else f'v1/{route}'}",

@@ -11,7 +11,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 PREFIX_BYTES = 512
 MIN_PREFIX_BYTES = 64
@@ -25,8 +25,7 @@ MIN_MEASURED_TOKENS = 8
 SLOWEST, FASTEST = 0.25, 4.0  # relative to the mean of an endpoint's replicas
 
 
-@dataclass(frozen=True)
-class RequestShape:
+class RequestShape(NamedTuple):
     """What routing knows of a request, as cheaply as it can be had from its bytes.
 
     Attributes:

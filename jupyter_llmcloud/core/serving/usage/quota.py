@@ -33,7 +33,8 @@ class KeyLimits:
     @property
     def any(self) -> bool:
         """Is there a limit at all?"""
-        return self != KeyLimits()
+        limits = (self.requests_per_minute, self.tokens_per_minute, self.parallel_requests)
+        return limits != (None, None, None)
 
 
 class Window:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ANSWER_MARGIN_S = 1.0
 KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
-_PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
+_PATIENCE_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")  # in seconds, from OpenAI's own clients
 _NOTE_EVERY_S = 1.0
 _NONE: Mapping[str, str] = {}
 
@@ -213,6 +213,8 @@ class Exchange:
 
 def _patience_s(headers: Mapping[str, str]) -> float:
     """How long this client is known to wait, less what the way to it takes."""
-    told = [headers.get(name, "") for name in _PATIENCE_HEADERS]
+    told = [headers[name] for name in _PATIENCE_HEADERS if name in headers]
+    if not told:
+        return QUEUE_TIMEOUT_S
     known = [float(text) - ANSWER_MARGIN_S for text in told if text.isascii() and text.replace(".", "", 1).isdigit()]
     return max(0.0, min([*known, QUEUE_TIMEOUT_S]))

@@ -15,7 +15,14 @@ MAX_KEYS = 1000
 Stamp = tuple[int, int, int]
 
 
-class _Known(NamedTuple):
+class KnownKey(NamedTuple):
+    """A key as it was read.
+
+    Attributes:
+        stamp: of the state before that.
+        read_at: on the clock of `time.monotonic`.
+    """
+
     key: StoredKey
     stamp: Stamp
     read_at: float
@@ -30,20 +37,23 @@ class KnownKeys:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[bytes, KnownKey] = {}
 
-    def get(self, text: str) -> StoredKey | None:
+    def get(self, text: str) -> KnownKey | None:
         """The key that is written so, with the secret that it has; None: it must be read."""
         known = self._known.get(_digest(text))
-        if known is None or time.monotonic() - known.read_at > MAX_AGE_S or known.stamp != self._state.stamp():
-            return None
-        return known.key
+        return known if known is not None and self.is_fresh(known) else None
 
-    def put(self, text: str, key: StoredKey, stamp: Stamp) -> None:
+    def is_fresh(self, known: KnownKey) -> bool:
+        """Whether it need not be read again."""
+        return time.monotonic() - known.read_at <= MAX_AGE_S and known.stamp == self._state.stamp()
+
+    def put(self, text: str, key: StoredKey, stamp: Stamp) -> KnownKey:
         """A key was read, and its secret is right; `stamp`: of the state before that."""
         if len(self._known) >= MAX_KEYS:
             self._known.clear()
-        self._known[_digest(text)] = _Known(key, stamp, time.monotonic())
+        known = self._known[_digest(text)] = KnownKey(key, stamp, time.monotonic())
+        return known
 
 
 def _digest(text: str) -> bytes:

@@ -12,20 +12,25 @@ import copy
 import time
 from typing import TYPE_CHECKING, Any
 
-from tornado.httputil import HTTPHeaders, RequestStartLine
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.routing import AnyMatches, Router, Rule
 
 from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, parse_key
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import MAX_BODY, length_of
 from jupyter_llmcloud.server.gateway.auth import KEY_HEADERS, as_user
-from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKeys
-from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest, header_lines
+from jupyter_llmcloud.server.gateway.keyed.answer import Asked, header_lines
+from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKey, KnownKeys
+from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest
+from jupyter_llmcloud.server.gateway.keyed.taking_over import PlainConnections
 from jupyter_llmcloud.server.gateway.metrics import note_answer
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 
 if TYPE_CHECKING:
-    from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+    from collections.abc import Mapping
+
+    from tornado.httputil import HTTPMessageDelegate
+    from tornado.iostream import IOStream
     from tornado.web import Application, RequestHandler
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 KEYED = "jupyter_llmcloud_keyed"  # in the settings of the web application
 MAX_HOSTS = 64
 _BEARER = "Bearer "
-_NOT_PLAIN = ("Transfer-Encoding", "Content-Encoding", "Expect", "Origin", *KEY_HEADERS)
+_NOT_PLAIN = ("transfer-encoding", "content-encoding", "expect", "origin", *map(str.lower, KEY_HEADERS))
 _SETTINGS = ("headers", "allow_remote_access", "local_hostnames")  # that decide about headers, and about hosts
 _OF_ONE_ANSWER = ("Date", "Content-Type", "Content-Length", "X-Request-Id", "Vary")
 
@@ -54,8 +59,7 @@ class KeyedRouter(Router):
         services: Services, state: ServerState, endpoints: EndpointRegistry, alerts: KeyMonitor,
     ) -> None:  # fmt: skip
         self._application = application
-        self._handler = handler
-        self._handler_services = handler_services
+        self._behind = handler, handler_services
         self.services = services
         self._state = state
         self._endpoints = endpoints
@@ -64,6 +68,7 @@ class KeyedRouter(Router):
         self._hosts: set[str] = set()
         self._learned_with: list[Any] = []
         self.head = b""
+        self._connections = PlainConnections(self, application)
         root = application.settings["base_url"].rstrip("/")
         self._routes = {f"{root}/llmcloud/v1/{route}": route for route in INFERENCE_ROUTES}
 
@@ -88,33 +93,52 @@ class KeyedRouter(Router):
 
     def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
         """What answers a request; None: a handler."""
-        route, headers = self._routes.get(request.uri or ""), request.headers
-        if route is None or request.method != "POST" or headers.get("Host") not in self._hosts:
+        if request.method != "POST" or request.version != "HTTP/1.1":
             return None
-        if request.version != "HTTP/1.1" or headers.get("Connection", "keep-alive").lower() != "keep-alive":
+        asked = self.admit(request.uri or "", request.headers, request.remote_ip or "")
+        if asked is None:
             return None
-        length = length_of(headers.get("Content-Length", ""))
+        connection: Any = request.connection
+        if self._connections.may_take(connection.stream):
+            return self._connections.take(request, asked.length)
+        return KeyedRequest(self, request, asked)
+
+    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Asked | None:
+        """The request that is posted with these headers; None: it is for a handler."""
+        route = self._routes.get(uri)
+        if route is None or headers.get("host") not in self._hosts:
+            return None
+        if headers.get("connection", "keep-alive").lower() != "keep-alive":
+            return None
+        length = length_of(headers.get("content-length", ""))
         if length is None or length > MAX_BODY:
             return None
         if any(name in headers for name in _NOT_PLAIN) or self._settings() != self._learned_with:
             return None
-        key = self._valid_key(headers.get("Authorization", ""))
-        return None if key is None else KeyedRequest(self, request, route, key)
+        known = self._valid_key(headers.get("authorization", ""))
+        return None if known is None else Asked(uri, route, length, known, address, headers)
 
-    def _valid_key(self, credential: str) -> StoredKey | None:
+    def admit_again(self, asked: Asked, length: int) -> Asked | None:
+        """Another request with the same head, but for its length; None: that must be looked at as a new one."""
+        if length > MAX_BODY or asked.headers.get("host") not in self._hosts:
+            return None
+        if self._settings() != self._learned_with or not self._known.is_fresh(asked.known):
+            return None
+        return asked._replace(length=length) if asked.key.is_valid(time.time()) else None
+
+    def _valid_key(self, credential: str) -> KnownKey | None:
         text = credential.removeprefix(_BEARER)
         if text is credential or not looks_like_key(text):
             return None
-        stored = self._known.get(text) or self._read_key(text)
-        return stored if stored is not None and stored.is_valid(time.time()) else None
+        known = self._known.get(text) or self._read_key(text)
+        return known if known is not None and known.key.is_valid(time.time()) else None
 
-    def _read_key(self, text: str) -> StoredKey | None:
+    def _read_key(self, text: str) -> KnownKey | None:
         stamp, key = self._state.stamp(), parse_key(text)
         stored = self._state.key(key.id) if key is not None else None
         if key is None or stored is None or not key.matches(stored.digest):
             return None
-        self._known.put(text, stored, stamp)
-        return stored
+        return self._known.put(text, stored, stamp)
 
     def endpoint_of(self, model: str, key: StoredKey) -> tuple[EndpointController, str] | None:
         """The endpoint that is asked for a model, and its adapter; None where that is refused."""
@@ -132,7 +156,7 @@ class KeyedRouter(Router):
     async def refuse(self, request: HTTPServerRequest, route: str, body: bytes) -> None:
         """Have the handler say why."""
         path_args = [route.encode()]
-        handler = self._application.get_handler_delegate(request, self._handler, self._handler_services, path_args)
+        handler = self._application.get_handler_delegate(request, *self._behind, path_args)
         start = RequestStartLine(request.method or "", request.uri or "", request.version)
         if (prepared := handler.headers_received(start, request.headers)) is not None:
             await prepared
@@ -140,19 +164,53 @@ class KeyedRouter(Router):
             await taken
         handler.finish()
 
+    def proven(self, stream: IOStream) -> None:
+        """A request on this connection was answered: further ones need no tornado."""
+        if not getattr(self._application.settings.get("serverapp"), "trust_xheaders", False):
+            self._connections.prove(stream)
+
     def asked(self, key: StoredKey, address: str) -> None:
         """A request with a key has come this way, from this address."""
         self._alerts.asked(key.id, address)
 
-    def answered(self, request: HTTPServerRequest, key: StoredKey, status: int) -> None:
+    def answered(self, asked: Asked, status: int, seconds: float) -> None:
         """It is over. The handler that was not needed notes and logs it: it has the name by which that is known."""
-        self._alerts.answered(key.id, status)
+        self._alerts.answered(asked.key.id, status)
         if status < 400:
-            note_answer(self._handler, request, status, self._application.settings)
+            note_answer(self._behind[0], "POST", seconds, status, self._application.settings)
             return
-        handler = self._handler(self._application, request, **self._handler_services)
-        connection: Any = request.connection
-        connection.set_close_callback(None)  # it has nothing to hear of any more
+        kind, services = self._behind
+        handler = kind(self._application, _Answered(asked, seconds), **services)
         handler.set_status(status)
-        handler.current_user = as_user(key)
+        handler.current_user = as_user(asked.key)
         handler._log()
+
+    def close(self) -> None:
+        """The server ends."""
+        self._connections.close()
+
+
+class _NoConnection:
+    """Stands for that of a request that is over."""
+
+    def __init__(self, address: str) -> None:
+        self.context = self
+        self.remote_ip = address
+        self.protocol = "http"
+
+    def set_close_callback(self, callback: Any) -> None:
+        """It has nothing to tell any more."""
+
+
+class _Answered(HTTPServerRequest):
+    """A request that is over, for the log."""
+
+    def __init__(self, asked: Asked, seconds: float) -> None:
+        line = RequestStartLine("POST", asked.uri, "HTTP/1.1")
+        connection: Any = _NoConnection(asked.address)
+        super().__init__(start_line=line, headers=HTTPHeaders(asked.headers), connection=connection)
+        self._seconds = seconds
+
+    def request_time(self) -> float:
+        """How long it took."""
+        return self._seconds

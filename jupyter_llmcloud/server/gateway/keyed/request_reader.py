@@ -1,0 +1,114 @@
+"""The bytes of a connection as requests with a key, one after the other, as long as nothing in them needs judging."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from jupyter_llmcloud.server.api.base import length_of
+from jupyter_llmcloud.server.gateway.keyed.plain_head import plain_head
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.gateway.keyed.answer import Asked
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})(?=\r\n)", re.IGNORECASE)
+
+
+class Judge(Protocol):
+    """Whoever tells plain requests with a key from all others."""
+
+    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Asked | None:
+        """The request that is posted with these headers; None: it is for a handler."""
+
+    def admit_again(self, asked: Asked, length: int) -> Asked | None:
+        """Another one with the same head, but for its length; None: that must be looked at as a new one."""
+
+
+class _LastHead(NamedTuple):
+    """A head that was let in; the key in it is not kept."""
+
+    digest: bytes
+    length_at: int
+    asked: Asked
+
+
+class RequestReader:
+    """What has come on a connection.
+
+    Args:
+        judge: tells what may be answered.
+        address: of who sends it.
+        begun: what has come already.
+
+    Attributes:
+        asked: the request whose head has come, when it is one that may be answered.
+    """
+
+    def __init__(self, judge: Judge, address: str, begun: bytes) -> None:
+        self.asked: Asked | None = None
+        self._judge = judge
+        self._address = address
+        self._unread = bytearray(begun)
+        self._body_at = 0
+        self._last: _LastHead | None = None
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """More of it."""
+        self._unread += data
+
+    @property
+    def num_unread(self) -> int:
+        """Bytes that belong to no request that was taken."""
+        return len(self._unread)
+
+    def rest(self) -> bytes:
+        """These bytes."""
+        return bytes(self._unread)
+
+    def read_head(self) -> bool:
+        """Whether there is the head of a request that may be answered."""
+        ends = self._unread.find(_HEAD_END)
+        if ends >= 0:
+            head = bytes(memoryview(self._unread)[: ends + 2])
+            self._body_at = ends + len(_HEAD_END)
+            self.asked = self._same_head(head) or self._new_head(head)
+        return self.asked is not None
+
+    def _same_head(self, head: bytes) -> Asked | None:
+        """Clients send the same head again and again, but for the length of the body."""
+        if self._last is None:
+            return None
+        digest, at, asked = self._last
+        ends = head.find(b"\r\n", at)
+        if _digest(head[:at], head[ends:]) != digest or (length := length_of(head[at:ends].decode("latin-1"))) is None:
+            return None
+        return self._judge.admit_again(asked, length)
+
+    def _new_head(self, head: bytes) -> Asked | None:
+        self._last = None
+        read = plain_head(head)
+        asked = self._judge.admit(read.uri, read.headers, self._address) if read is not None else None
+        if asked is not None and (told := _LENGTH.search(head)) is not None:
+            at, ends = told.span(1)
+            without = {name: value for name, value in asked.headers.items() if name != "authorization"}
+            self._last = _LastHead(_digest(head[:at], head[ends:]), at, asked._replace(headers=without))
+        return asked
+
+    def body(self) -> bytes | None:
+        """The body of the request, once it has come."""
+        assert self.asked is not None
+        ends = self._body_at + self.asked.length
+        return bytes(memoryview(self._unread)[self._body_at : ends]) if len(self._unread) >= ends else None
+
+    def take(self) -> None:
+        """The request is being answered."""
+        assert self.asked is not None
+        del self._unread[: self._body_at + self.asked.length]
+        self.asked = None
+
+
+def _digest(before: bytes, behind: bytes) -> bytes:
+    return hashlib.blake2b(before + behind, digest_size=32).digest()
