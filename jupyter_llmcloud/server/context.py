@@ -124,7 +124,8 @@ class ServerContext:
     def batches(self) -> BatchRegistry:
         """Many requests, answered when there is room."""
         log = self.requests.log
-        return BatchRegistry(RowAsker(self.endpoints, self.requests, self.quotas, self.state, log), self.audit, log)
+        asker = RowAsker(self.endpoints, self.requests, self.quotas, self.keeper, self.state, log)
+        return BatchRegistry(asker, self.audit, log)
 
     @cached_property
     def preparations(self) -> Preparations:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.openai.chat import templates as module
 from jupyter_llmcloud.inference.openai.chat.template_process import MAX_TEXT
-from jupyter_llmcloud.inference.openai.chat.templates import RENDER_S, TemplateFailed, Templates
+from jupyter_llmcloud.inference.openai.chat.templates import RENDER_S, START_S, TemplateFailed, Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt
 from jupyter_llmcloud.inference.openai.requests import decode_chat
@@ -87,6 +90,37 @@ def test_many_are_rendered_at_once(templates: Templates) -> None:
 
 
 @pytest.mark.usefixtures("not_preloaded")
+def test_who_comes_while_the_one_process_renders_waits_for_that_and_not_for_the_start_of_another(
+    templates: Templates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two first chats waited until a process had imported all that it needs: seconds, for a millisecond."""
+    assert templates.render(CHAT_TEMPLATE, {}, MESSAGES)
+    (tmp_path / "never_ready.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(module, "_MODULE", "never_ready")
+    with ThreadPoolExecutor(6) as pool:
+        slow = "{% for i in range(5) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + CHAT_TEMPLATE
+        began = time.monotonic()
+        told = list(pool.map(lambda one: templates.render(one, {}, MESSAGES), [slow, *[CHAT_TEMPLATE] * 5]))
+    assert set(told) == {"<|user|>hello\n<|assistant|>"}
+    assert time.monotonic() - began < START_S / 2
+
+
+def test_a_process_that_does_not_start_is_told_and_the_next_one_is_tried(
+    templates: Templates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module._MODULE
+    monkeypatch.setattr(module, "_MODULE", "there_is_no_such_module")
+    with pytest.raises(TemplateFailed, match="exit status 1"):
+        templates.render(CHAT_TEMPLATE, {}, MESSAGES)
+    monkeypatch.setattr(module, "_MODULE", name)
+    for _ in range(2):  # one that was to take its place has ended as well
+        with contextlib.suppress(TemplateFailed):
+            assert templates.render(CHAT_TEMPLATE, {}, MESSAGES)
+            break
+    assert templates.render(CHAT_TEMPLATE, {}, MESSAGES) == "<|user|>hello\n<|assistant|>"
+
+
 def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     templates.render(CHAT_TEMPLATE, {}, MESSAGES)
     templates._idle[0]._process.kill()

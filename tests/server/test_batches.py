@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,18 @@ async def test_openais_own_client_runs_a_batch(client: Client) -> None:
         assert (await theirs.files.delete(file.id)).deleted
 
 
+async def test_a_row_of_an_endpoint_that_keeps_requests_can_be_judged_as_any_other(server: Server, model: Path) -> None:
+    """Its answer was not kept, and a thumb for it made no row of the data set."""
+    await server.serve(model, keep_requests=True)
+    client = Client(server, await server.key())
+    batch = await client.ended((await client.begin(rows("hello", "what")))["id"])
+    first, _ = [line["response"]["request_id"] for line in await client.lines(batch["output_file_id"])]
+    said = await client.ask("POST", "feedback", {"request_id": first, "rating": "up"})
+    assert said.status_code == 200, said.text
+    told = (await server.ask("GET", "llmcloud/api/endpoints/tiny/feedback/dataset")).text
+    assert json.loads(told) == {"prompt": "hello", "completion": "hello!", "request_id": first, "rating": 1.0}
+
+
 @pytest.mark.parametrize(
     ("content", "code", "line"),
     [
@@ -160,6 +173,21 @@ async def test_rows_that_the_replica_refuses_for_now_are_asked_again_and_cancell
     assert again.status_code == 400 and "cancelled already" in again.json()["error"]["message"]
 
 
+async def test_rows_that_are_given_up_with_their_batch_are_no_faults_of_the_endpoint(client: Client) -> None:
+    """They were written down as 500, counted against the replica, and left an alert."""
+    batch = await client.begin(rows("wait"))
+
+    async def is_asked() -> bool:
+        return (await client.server.stats())["active"] == 1
+
+    await until(is_asked, "the row is asked")
+    await client.ask("POST", f"batches/{batch['id']}/cancel")
+    await client.ended(batch["id"])
+    await client.server.context.requests.write()
+    [row] = client.server.context.state.usage()
+    assert (row["status"], row["outcome"]) == (499, "hung up")
+
+
 async def test_what_a_key_has_made_no_other_key_sees(client: Client) -> None:
     batch = await client.ended((await client.begin(rows("a")))["id"])
     other = Client(client.server, await client.server.key("infer:*"))
@@ -199,6 +227,45 @@ async def test_what_is_wrong_with_a_form_or_a_batch_is_said(client: Client) -> N
     assert (await client.ask("POST", "batches", {"input_file_id": "file-no", "endpoint": URL})).status_code == 404
     begun = await client.ask("POST", "batches", {"input_file_id": file, "endpoint": URL, "completion_window": "30m\n"})
     assert begun.json()["completion_window"] == "30m"
+
+
+async def test_files_are_listed_by_purpose_and_in_the_order_that_is_asked_for(client: Client) -> None:
+    first = (await client.upload(rows("a"))).json()["id"]
+    batch = await client.ended((await client.begin(rows("b")))["id"])
+    made = batch["output_file_id"]
+
+    async def listed(query: str) -> list[str]:
+        return [row["id"] for row in (await client.ask("GET", f"files?{query}")).json()["data"]]
+
+    assert await listed("purpose=batch_output") == [made] and made not in await listed("purpose=batch")
+    assert await listed("order=asc") == (await listed(""))[::-1]
+    assert await listed("order=asc&limit=1") == [first]
+    assert await listed(f"order=asc&purpose=batch_output&after={first}") == []
+    refused = await client.ask("GET", "files?order=up")
+    assert refused.status_code == 400 and "asc" in refused.json()["error"]["message"]
+
+
+async def test_a_field_of_the_form_that_is_not_known_is_refused_by_its_name(client: Client) -> None:
+    answer = await client.server.client.post(
+        f"{client.server.url}/llmcloud/v1/files", headers={"Authorization": f"Bearer {client.key}"},
+        files={"file": ("in.jsonl", rows("a"))},
+        data={"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"},
+    )  # fmt: skip
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_after")
+
+
+async def test_forms_and_bodies_may_come_compressed(client: Client) -> None:
+    headers = {"Authorization": f"Bearer {client.key}", "Content-Encoding": "gzip"}
+    form = httpx.Request("POST", "http://x", files={"file": ("in.jsonl", rows("a"))}, data={"purpose": "batch"})
+    url, kind = f"{client.server.url}/llmcloud/v1", form.headers["Content-Type"]
+    posted = client.server.client.post
+    file = await posted(f"{url}/files", content=gzip.compress(form.read()), headers={**headers, "Content-Type": kind})
+    assert file.status_code == 200, file.text
+    body = json.dumps({"input_file_id": file.json()["id"], "endpoint": URL}).encode()
+    batch = await posted(f"{url}/batches", content=gzip.compress(body), headers=headers)
+    assert batch.status_code == 200, batch.text
+    assert (await client.ended(batch.json()["id"]))["status"] == "completed"
+    assert (await posted(f"{url}/batches", content=body, headers=headers)).status_code == 400
 
 
 async def test_a_batch_ends_when_its_key_is_revoked(client: Client) -> None:

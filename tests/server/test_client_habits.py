@@ -130,3 +130,14 @@ async def test_a_response_is_read_again_from_the_replica_that_keeps_it(server: S
     for credential, unknown in ((await server.key("infer:other"), path), (key, f"{path[:-33]}x_{'0' * 32}")):
         refused = await server.ask("GET", unknown, key=credential)
         assert error_of(refused, 404)["code"] == "response_not_found"
+
+
+async def test_a_response_that_was_given_is_not_streamed_again(server: Server, model: Path) -> None:
+    """OpenAI's client read the whole response as a stream, and found no event in it: that looked like an empty answer."""
+    told = await server.serve(model)
+    path = f"llmcloud/v1/responses/resp_{told['replicas'][0]['id']}_{'0' * 32}"
+    key = await server.key()
+    for query, param in (("stream=true", "stream"), ("starting_after=3", "starting_after")):
+        refused = await server.ask("GET", f"{path}?{query}", key=key)
+        assert error_of(refused, 400)["param"] == param
+    assert (await server.ask("GET", f"{path}?stream=false&include[]=x", key=key)).status_code == 200

@@ -7,7 +7,9 @@ import zlib
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 
 _PLAIN = ("", "identity")
-_WBITS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+_GZIP = zlib.MAX_WBITS | 16
+_WBITS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+MAX_MEMBERS = 64  # of a body in gzip, each of which costs a copy of what comes behind it
 
 
 def check_encoding(encoding: str) -> None:
@@ -40,8 +42,15 @@ def decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def _inflated(body: bytes, wbits: int, max_bytes: int) -> tuple[bytes, bool]:
-    inflating = zlib.decompressobj(wbits)
-    return inflating.decompress(body, max_bytes + 1), inflating.eof
+    """What is in a body, and whether its end was there. Who compresses in parts sends several members of gzip."""
+    plain = b""
+    for _ in range(MAX_MEMBERS):
+        inflating = zlib.decompressobj(wbits)
+        plain += inflating.decompress(body, max_bytes + 1 - len(plain))
+        body = inflating.unused_data if wbits == _GZIP else b""
+        if not (inflating.eof and body) or len(plain) > max_bytes:
+            return plain, inflating.eof
+    return plain, False
 
 
 def _broken(encoding: str) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from jupyter_llmcloud.core.serving.batch_rows import BatchRow
 from jupyter_llmcloud.core.serving.keys import may_infer
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.server.gateway.open_requests import OpenRequest, RequestAborted
+from jupyter_llmcloud.server.answers.copied_answers import CopiedAnswers
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 from jupyter_llmcloud.server.gateway.request_shape import shape_of
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
+    from jupyter_llmcloud.server.answers.keeper import Keeper
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas, KeyReservation
@@ -92,10 +95,12 @@ class RowAsker:
         endpoints: EndpointRegistry,
         requests: OpenRequests,
         quotas: KeyQuotas,
+        keeper: Keeper,
         state: ServerState,
         log: Logger,
     ) -> None:
         self._quotas = quotas
+        self._keeper = keeper
         self._endpoints = endpoints
         self._requests = requests
         self._state = state
@@ -138,7 +143,8 @@ class RowAsker:
         except ApiError as error:
             return _refused(request_id, error)
         asked = GatewayRequest(request_id, owner, route, body, shape, ROW_PATIENCE_S)
-        proxy = Proxy(asked, endpoint, sink, self._log)
+        copies = CopiedAnswers(None, self._keeper, endpoint)
+        proxy = Proxy(asked, endpoint, copies.sink(asked, sink), self._log)
         self._requests.begin(open_request)
         try:
             with open_request.cuttable():
@@ -152,7 +158,11 @@ class RowAsker:
             return _collected(request_id, sink)
         except ApiError as error:
             return _refused(request_id, error)
+        except asyncio.CancelledError:  # the batch ends, which is no fault of the endpoint
+            proxy.cut(HUNG_UP)
+            raise
         finally:
+            copies.keep(asked)
             self._requests.end(open_request, proxy.record(), proxy.unknown_usage(), endpoint.rates)
 
     def _reserve(self, key_id: str | None, shape: RequestShape) -> KeyReservation | None:

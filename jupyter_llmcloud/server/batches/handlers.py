@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tornado import httputil, web
 
+from jupyter_llmcloud.core.serving.content_encoding import decoded
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.http.openai.batches import (
@@ -24,6 +25,7 @@ from jupyter_llmcloud.protocol.http.openai.batches import (
     File,
     FileDeleted,
     Files,
+    FilesQuery,
     PageQuery,
 )
 from jupyter_llmcloud.server.api.base import length_of
@@ -94,10 +96,12 @@ class FilesHandler(BatchesBase):
         if self._num_bytes <= MAX_UPLOAD:
             self._content += chunk
 
-    @gateway_operation("read", Files, query=PageQuery)
-    async def get(self, query: PageQuery) -> Files:
-        """List the files, the newest first."""
-        found, more = _page(await asyncio.to_thread(self.batches.list_files, self.owner), query)
+    @gateway_operation("read", Files, query=FilesQuery)
+    async def get(self, query: FilesQuery) -> Files:
+        """List the files, the newest first unless it is asked otherwise."""
+        files = await asyncio.to_thread(self.batches.list_files, self.owner)
+        wanted = [file for file in files if query.purpose in ("", file.purpose)]
+        found, more = _page(wanted[::-1] if query.order == "asc" else wanted, query)
         return Files(data=[as_file(file) for file in found], has_more=more)
 
     @gateway_operation("execute", File, body="multipart/form-data")
@@ -116,16 +120,23 @@ class FilesHandler(BatchesBase):
         if not kind.startswith("multipart/form-data"):
             raise UsageError(f"Content-Type is {kind!r:.80}: a file is uploaded as multipart/form-data.")
         try:
-            httputil.parse_body_arguments(kind, bytes(self._content), fields, files)
+            httputil.parse_body_arguments(kind, self._form(), fields, files)
         except (httputil.HTTPInputError, ValueError) as error:
             raise UsageError(f"the form cannot be read: {error}.") from None
         purpose = b"".join(fields.get("purpose", [])).decode(errors="replace")
         if purpose != "batch":
             raise ApiError(400, f"purpose is {purpose!r:.40}: it must be batch.", param="purpose", code="invalid_value")
+        if others := sorted((fields.keys() | files.keys()) - {"file", "purpose"}):
+            name = others[0].partition("[")[0][:80]  # expires_after[seconds]
+            message = f"field {name!r} is not known here: file, purpose are."
+            raise ApiError(400, message, param=name, code="unsupported_parameter")
         if len(files.get("file", [])) != 1:
             raise ApiError(400, "the form needs one field `file` with a file name.", param="file")
         [file] = files["file"]
         return Path(str(file.filename)).name[:255] or "input.jsonl", bytes(file.body)
+
+    def _form(self) -> bytes:
+        return decoded(bytes(self._content), self.request.headers.get("Content-Encoding", ""), MAX_UPLOAD)
 
     def _keep(self, filename: str, content: bytes) -> StoredFile:
         with self.batches.files.write(self.actor, filename, "batch") as (file_id, file):

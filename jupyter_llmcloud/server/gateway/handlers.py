@@ -354,7 +354,11 @@ class StoredResponseHandler(StoredResponses):
 
     @gateway_access("read")
     async def get(self, response_id: str) -> None:
-        """Tell it again."""
+        """Tell it again, as a whole: who asks for a stream would find no event in that."""
+        for name in ("stream", "starting_after"):
+            if self.get_query_argument(name, "").lower() not in ("", "false", "0"):
+                message = f"{name}: a response that was given is told again as a whole. Leave it out."
+                raise ApiError(400, message, param=name, code="unsupported_parameter")
         await self.pass_on("GET", response_id)
 
     @gateway_access("execute")

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from jupyter_llmcloud.core.serving.content_encoding import decoded
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
@@ -74,7 +75,8 @@ def _asked(told: Operation, handler: GatewayHandler) -> dict[str, Any]:
     if isinstance(told.body, type):
         if len(handler.request.body) > MAX_BODY:
             raise ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
-        found["body"] = decode_body(told.body, handler.request.body)
+        encoding = handler.request.headers.get("Content-Encoding", "")
+        found["body"] = decode_body(told.body, decoded(handler.request.body, encoding, MAX_BODY))
     if told.query is not None:
         arguments = {name: handler.get_query_argument(name) for name in handler.request.query_arguments}
         found["query"] = decode_query(told.query, arguments)

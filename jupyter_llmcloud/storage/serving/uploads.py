@@ -58,16 +58,21 @@ class FileStore:
 
     def find(self, file_id: str) -> StoredFile:
         """What is known of a file; raises NotFound."""
-        about = read_json(self._of(file_id) / "file.json") if NAME_PATTERN.fullmatch(file_id) else None
+        about = self._read(file_id) if NAME_PATTERN.fullmatch(file_id) else None
         if about is None:
             raise NotFound(f"there is no file {file_id[:128]!r}.")
-        return StoredFile(**{name: about[name] for name in StoredFile.__dataclass_fields__})
+        return about
 
     def list(self) -> list[StoredFile]:
         """Every file, the newest first."""
         folders = self._folder.iterdir() if self._folder.is_dir() else ()
-        found = [self.find(folder.name) for folder in folders if (folder / "file.json").exists()]
+        # One that is deleted meanwhile is none of them.
+        found = [about for folder in folders if (about := self._read(folder.name)) is not None]
         return sorted(found, key=lambda file: (-file.created, file.id))
+
+    def _read(self, file_id: str) -> StoredFile | None:
+        about = read_json(self._of(file_id) / "file.json")
+        return None if about is None else StoredFile(**{name: about[name] for name in StoredFile.__dataclass_fields__})
 
     def path(self, file_id: str) -> Path:
         """Where its bytes are; raises NotFound."""

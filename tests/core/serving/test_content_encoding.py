@@ -26,6 +26,22 @@ def test_a_body_is_what_it_was_before(encoding: str, sent: bytes) -> None:
     assert decoded(sent, encoding, len(BODY)) == BODY
 
 
+def test_a_body_of_several_members_is_all_of_them() -> None:
+    """As those send it who compress in parts: what came behind the first member was dropped."""
+    parts = gzip.compress(BODY[:9], mtime=0) + gzip.compress(b"", mtime=0) + gzip.compress(BODY[9:], mtime=0)
+    assert decoded(parts, "gzip", len(BODY)) == BODY
+    for sent, limit, status in ((parts, len(BODY) - 1, 413), (parts[:-9], 99, 400), (GZIP + b"{}", 99, 400)):
+        with pytest.raises(ApiError) as refused:
+            decoded(sent, "gzip", limit)
+        assert refused.value.status == status
+
+
+def test_a_body_of_ever_so_many_members_is_refused_quickly() -> None:
+    with pytest.raises(ApiError) as refused:
+        decoded(gzip.compress(b"", mtime=0) * 50_000, "gzip", 1 << 20)
+    assert refused.value.status == 400
+
+
 def test_a_small_body_that_holds_a_large_one_is_too_large() -> None:
     with pytest.raises(ApiError) as refused:
         decoded(gzip.compress(b" " * 50_000_000), "gzip", 1 << 20)

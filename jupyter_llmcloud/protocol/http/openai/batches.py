@@ -18,6 +18,13 @@ class PageQuery(Query, frozen=True):
     after: Annotated[str, Meta(description="Begin behind the one with this id.")] = ""
 
 
+class FilesQuery(PageQuery, frozen=True):
+    """Which files, and which part of their list."""
+
+    order: Annotated[Literal["desc", "asc"], Meta(description="desc: the newest first.")] = "desc"
+    purpose: Annotated[str, Meta(description="Only files that were made for this.")] = ""
+
+
 class File(Response, frozen=True):
     """A file that was uploaded, or that a batch has written."""
 
@@ -31,7 +38,7 @@ class File(Response, frozen=True):
 
 
 class Files(Response, frozen=True):
-    """Files, the newest first."""
+    """Files, in the order that was asked for."""
 
     data: list[File]
     has_more: bool = False
