@@ -22,17 +22,20 @@ class NamesUsed:
         needed: read before the cell can have bound them.
         perhaps: read where it depends on the way through the cell whether it has bound them.
         bound: what it may bind at its top level.
+        late: of what it reads, what only its functions do, when they are called: also what a cell after it has bound.
     """
 
     needed: set[str] = field(default_factory=set)
     perhaps: set[str] = field(default_factory=set)
     bound: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
 
 
 def names_used(tree: ast.Module) -> NamesUsed:
     """Statements in order; what functions read is looked up when they are called, most often after all is bound."""
     found, late = NamesUsed(), set[str]()
     _walk(tree.body, set(), found, late)
+    found.late = late - found.needed - found.perhaps
     for name in late:
         (found.perhaps if {name, EVERYTHING} & found.bound else found.needed).add(name)
     found.perhaps -= found.needed
