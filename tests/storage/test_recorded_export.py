@@ -198,6 +198,7 @@ def test_what_the_cells_before_have_made_is_compared_as_well(own_root: Path) -> 
     record("a", "%%distribute\nmodel = make()\nfit(model, lr)", 3.0, (2.0,))
     record("shows", "%%distribute\nprint(model)", 4.0)
     record("again", "%%distribute\nwidth = 16", 5.0, pushed={"lr": "0.2"})
+    record("stopped", "%%distribute\ndef make():\n    return 0", 5.5, state="stopped")
     record("b", "%%distribute\nmodel = make()\nfit(model, lr)", 6.0, (3.0,))
     found = compared(RunStore(), ["a", "b"])
     assert found.facts == [("pushed lr", ["0.1", "0.2"])]

@@ -189,7 +189,7 @@ class _Search:
             cell, commands = without_commands(ran)
             self.notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
             if cell.state != "finished":
-                self.notes += _unfinished(cell, wanted.needed, wanted.perhaps)
+                self.notes += [] if self._only_makers else _unfinished(cell, wanted.needed, wanted.perhaps)
             elif self._matters(cell):
                 used = names_used(cell.tree)
                 wanted.take(cell.tree, used)
