@@ -266,7 +266,7 @@ def test_data_comes_out_of_s3_and_goes_into_it(s3: dict[str, Any], source: Path)
 
 
 def test_a_bucket_whose_name_is_wrong_is_said_and_not_made(s3: dict[str, Any]) -> None:
-    with pytest.raises(NotFound, match="'s3://buckett/out/manifest.json' is not there"):
+    with pytest.raises(NotFound, match=r"'s3://buckett/out/manifest\.json' is not there"):
         filesystem.replace("s3://buckett/out/manifest.json", b"{}", s3)
     assert not filesystem.filesystem("s3://buckett", s3)[0].exists("buckett")
 
