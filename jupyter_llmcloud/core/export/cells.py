@@ -94,21 +94,23 @@ class _Wanted:
 
     Attributes:
         needed, perhaps: as in NamesUsed.
-        shadowed: read of what ranks are given, which a cell may have bound to something else: `rank = 8`.
+        shadowed: read of what ranks and Python give, which a cell may have bound to something else: `rank = 8`.
         late: read by functions of cells that go along, wherever these stand.
         bound: by cells that go along and come later; certain: by one of them in any case.
+        of_last: bound by the last cell in any case, perhaps behind a call of a function that reads it.
     """
 
     needed: set[str]
     perhaps: set[str]
     shadowed: set[str]
     late: set[str]
-    bound: set[str] = field(default_factory=set)
+    bound: set[str]
+    of_last: set[str]
     certain: set[str] = field(default_factory=set)
 
     def names(self, is_cheap: bool) -> set[str]:
         """What a cell may have made. One that `is_cheap` may go along in vain."""
-        return self.needed | self.perhaps | (self.late if is_cheap else self.late - self.certain)
+        return self.needed | self.perhaps | (self.late - self.certain - (set() if is_cheap else self.of_last))
 
     def take(self, tree: ast.Module, used: NamesUsed) -> None:
         """A cell goes along."""
@@ -116,7 +118,7 @@ class _Wanted:
             self.needed, self.perhaps = set(), self.perhaps | self.needed
         later = used.late & self.bound
         self.needed = (self.needed - used.bound) | (used.needed - GIVEN - later)
-        self.perhaps = (self.perhaps | used.perhaps | later - self.certain) - GIVEN
+        self.perhaps = (self.perhaps | used.perhaps | later - self.certain - self.of_last) - GIVEN
         self.shadowed = (self.shadowed - used.bound) | _given_names(used)
         self.bound |= used.bound
         self.certain |= always_bound(tree)
@@ -340,8 +342,8 @@ def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
 
 
 def _given_names(used: NamesUsed) -> set[str]:
-    """What a cell reads of that which ranks are given, unless a cell before it has bound it: `rank = 8`."""
-    return (used.needed | used.perhaps) & GIVEN
+    """What a cell reads of that which ranks and Python give, unless a cell before it has bound it: `rank = 8`."""
+    return (used.needed | used.perhaps) & GIVEN | used.builtin
 
 
 def _unfinished(cell: SourceCell, needed: set[str], perhaps: set[str]) -> list[str]:

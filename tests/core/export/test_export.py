@@ -97,7 +97,7 @@ def test_what_a_function_reads_is_what_cells_after_its_own_have_bound(last: str)
     ]
     parts, _ = needed_cells(SourceCell("last", last, pushed={"lr": "2"}), earlier)
     kept = [part.cell.run_id for part in parts if part.cell.run_id != "imports"]
-    assert kept == ["old", "defines", "new", "last"] and parts[-1].assigned == (("lr", "2"),)
+    assert kept == ["defines", "new", "last"] and parts[-1].assigned == (("lr", "2"),)
     parts, _ = needed_cells(SourceCell("last", last, pushed={"lr": "2"}), earlier[1:])
     assert "new" in [part.cell.run_id for part in parts], "also where there was none before"
 
@@ -106,6 +106,18 @@ def test_a_function_may_read_what_the_last_cell_binds() -> None:
     earlier = [SourceCell("trains", "model = load()"), SourceCell("defines", "def evaluate():\n    return model(3)")]
     parts, _ = needed_cells(SourceCell("last", "import torch\ntorch.manual_seed(0)\nmodel = abs\nevaluate()"), earlier)
     assert [part.cell.run_id for part in parts] == ["defines", "last"]
+
+
+def test_a_function_that_was_defined_anew_needs_nothing_of_its_first_form() -> None:
+    earlier = [
+        SourceCell("typo", "def assist():\n    return lenn"),
+        SourceCell("again", "def assist():\n    return len"),
+    ]
+    last = SourceCell("last", "main()")
+    parts, _ = needed_cells(last, [SourceCell("main", "def main():\n    assist()"), *earlier])
+    assert [part.cell.run_id for part in parts] == ["main", "again", "last"]
+    parts, _ = needed_cells(last, [earlier[0], SourceCell("main", "def main():\n    assist()"), earlier[1]])
+    assert [part.cell.run_id for part in parts] == ["main", "again", "last"]
 
 
 def test_what_is_changed_after_a_function_that_reads_it_goes_along() -> None:
@@ -129,6 +141,14 @@ def test_a_name_that_ranks_are_given_is_that_of_the_cell_which_bound_it(last: st
     assert "own" in [part.cell.run_id for part in parts]
     parts, _ = needed_cells(SourceCell("last", last, pushed={"rank": "4", "device": ""}), earlier)
     assert parts[-1].assigned == (("rank", "4"),) and "own" not in [part.cell.run_id for part in parts]
+
+
+def test_a_name_of_pythons_own_that_a_cell_has_bound_is_that_cells() -> None:
+    earlier = [SourceCell("makes", "input = make = max = dict"), SourceCell("defines", "def show():\n    print(max)")]
+    parts, _ = needed_cells(SourceCell("last", "show()", spec={"seed": 1}), earlier)
+    assert [part.cell.run_id for part in parts] == ["makes", "defines", "last"]
+    parts, _ = needed_cells(SourceCell("last", "for input in [1]:\n    print(input)"), earlier)
+    assert [part.cell.run_id for part in parts] == ["last"]
 
 
 def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
