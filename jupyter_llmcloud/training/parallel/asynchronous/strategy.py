@@ -14,7 +14,7 @@ import pickle
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from jupyter_llmcloud.training.parallel.asynchronous.rows import SharedPasses, a
 from jupyter_llmcloud.training.parallel.asynchronous.server import ParameterServer
 from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
 from jupyter_llmcloud.training.parallel.asynchronous.wire import as_bytes, as_tensor, close_in_children
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models
 from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, differences, unpack
 
 _children_are_told = False
@@ -129,6 +130,9 @@ class AsyncParameterServer(LocalSGD):
 
     def broken(self) -> None:
         self.close()
+
+    def forget(self) -> None:
+        """Workers know models by numbers, whichever of them each has."""
 
     @property
     def _served(self) -> list[ServedReplica]:
@@ -293,7 +297,7 @@ class AsyncParameterServer(LocalSGD):
 
     # --- checkpoints ---
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+    def state(self, copy: Copy, models: Models) -> Any:
         """A checkpoint is where all workers meet and exchange: each of them saves the one model that the servers hold.
 
         So another plan, and whoever serves the checkpoint, has what all have learned.
@@ -307,7 +311,10 @@ class AsyncParameterServer(LocalSGD):
         self._servers.meet()
         for replica in served:
             replica.adopt(self._servers.pull(replica.number))
-        found = [[replica.num_steps, replica.round_steps, self._state_of(replica)] for replica in served]
+        found = {}
+        for address, replica in self.addressed(models):
+            assert isinstance(replica, ServedReplica)
+            found[address] = [replica.num_steps, replica.round_steps, self._state_of(replica)]
         self._servers.meet()  # until here nobody has sent anything new
         return found
 
@@ -315,7 +322,7 @@ class AsyncParameterServer(LocalSGD):
         shard = self._server.shard(replica.number) if self._server is not None else None
         return shard.state() if shard is not None else None
 
-    def put(self, state: Any) -> None:
+    def put(self, state: Any, models: Models) -> None:
         if not self._served:
             return
         try:
@@ -323,7 +330,9 @@ class AsyncParameterServer(LocalSGD):
         except UsageError:
             return  # they have gone, as whoever trains such a model is told
         self._servers.meet()
-        for replica, saved in zip(self._served, state or [None] * len(self._served), strict=False):
+        addresses = {id(replica): address for address, replica in self.addressed(models)}
+        for replica in self._served:
+            saved = (state or {}).get(addresses.get(id(replica), ""))
             replica.restart()
             shard = self._server.shard(replica.number) if self._server is not None else None
             if shard is not None:

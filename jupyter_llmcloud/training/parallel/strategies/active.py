@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.parallel.balance import BALANCE, DataRanks
 from jupyter_llmcloud.training.parallel.mesh import MESHES
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models, Strategy
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
 
 
@@ -143,6 +142,8 @@ class ActivePlan:
         dist.all_gather_object(signatures, (own, MESHES.dimensions()), group)
         if any(signature != signatures[0] for signature in signatures):
             MESHES.forget()  # a rank is new: it has no part of these models
+            if self._last is not None:
+                self._last.forget()
             return 0
         MESHES.renew()
         if self._last is not None:
@@ -151,9 +152,10 @@ class ActivePlan:
 
     # --- checkpoints ---
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, Any]:
-        """What a checkpoint says of the plan."""
-        return {"text": self._plan.text, "state": self.strategy.state(copy) if self.strategy is not None else None}
+    def state(self, copy: Copy, models: Models) -> dict[str, Any]:
+        """What a checkpoint of these models says of the plan."""
+        own = self.strategy.state(copy, models) if self.strategy is not None else None
+        return {"text": self._plan.text, "state": own}
 
     def how_to_load(self, saved: dict[str, Any] | None, same_world: bool) -> str:
         """What of a checkpoint of this plan is loaded: "own", "whole" (put together), "first" (rank's for all).
@@ -173,10 +175,10 @@ class ActivePlan:
             return "first"
         return "own" if is_same and same_world else "whole"
 
-    def put(self, saved: dict[str, Any] | None, how: str) -> None:
-        """The models are restored: so is what belongs to the plan."""
+    def put(self, saved: dict[str, Any] | None, how: str, models: Models) -> None:
+        """These models are restored: so is what belongs to the plan."""
         if self.strategy is not None:
-            self.strategy.put(saved["state"] if saved is not None and how == "own" else None)
+            self.strategy.put(saved["state"] if saved is not None and how == "own" else None, models)
 
 
 ACTIVE = ActivePlan()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy, trained
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models, Strategy, trained
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 
 class ModelReplica:
@@ -86,12 +87,23 @@ class LocalSGD(Strategy):
             if replica.model is not None and replica.num_left:
                 self.exchange(replica)
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
-        return [[replica.num_steps, replica.num_left] for replica in self.replicas]
+    def state(self, copy: Copy, models: Models) -> Any:
+        return {address: [replica.num_steps, replica.num_left] for address, replica in self.addressed(models)}
 
-    def put(self, state: Any) -> None:
-        for replica, counts in zip(self.replicas, state or (), strict=False):
-            replica.num_steps, replica.num_left = counts
+    def put(self, state: Any, models: Models) -> None:
+        for address, replica in self.addressed(models):
+            replica.num_steps, replica.num_left = (state or {}).get(address, (0, 0))
+
+    def addressed(self, models: Models) -> Iterator[tuple[str, ModelReplica]]:
+        """The replicas of these models, each once."""
+        for replica in self.replicas:
+            if (own := replica.model) is not None:
+                found = (address for address, model in models.items() if unwrapped(model) is unwrapped(own))
+                if (address := next(found, None)) is not None:
+                    yield address, replica
+
+    def forget(self) -> None:
+        self.replicas.clear()
 
 
 def average(tensors: list[torch.Tensor]) -> None:
