@@ -1,8 +1,9 @@
-"""Whether a process lives that was written down by its pid; how one ends, and how much it may have open."""
+"""Processes: whether one lives that was written down by its pid, how one ends, what it may have open and holds."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import shutil
@@ -56,3 +57,9 @@ def allow_many_open_files() -> int:
     with contextlib.suppress(OSError, ValueError):  # where the system allows less than it says
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def give_back_memory() -> None:
+    """Give the pages that the C library keeps for later allocations back to the kernel; nothing where it cannot."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -42,6 +42,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
 )
 from jupyter_llmcloud.protocol.rpc import Reply, not_answered, refusal
 from jupyter_llmcloud.system import unix_sockets
+from jupyter_llmcloud.system.processes import give_back_memory
 
 _WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
@@ -116,6 +117,7 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    give_back_memory()
     forget_clean_pages()
 
 

@@ -7,12 +7,12 @@ wait for a collection that knows nothing of gigabytes: the next cell would not f
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import sys
 import traceback
 from collections.abc import Iterator
+
+from jupyter_llmcloud.system.processes import give_back_memory
 
 
 def let_go(error: BaseException) -> None:
@@ -24,8 +24,7 @@ def let_go(error: BaseException) -> None:
         traceback.clear_frames(one.__traceback__)
         _forget_copies(one)
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not with another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_memory()
 
 
 def forget() -> None:
