@@ -55,3 +55,21 @@ def test_a_rank_is_killed_after_another_model_was_trained(world: Ranks, plan: st
     for rank, (means, state) in enumerate(wanted):
         assert world.pull("means", rank) == means
         assert all(torch.equal(value, state[name]) for name, value in world.pull("model", rank).state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_model_of_a_cell_that_failed_may_live_on_one_rank_only(world: Ranks) -> None:
+    failed = f"{OTHER}\nif rank == 1:\n    del other, optimizer, accelerator\nraise SystemExit(3)"
+    assert world.run(failed, plan="local-sgd:4").state == "failed"
+    world.ok(CELL.replace("DIE", "0").replace("in loader:", "in list(loader)[:6]:"), plan="local-sgd:4")
+    first, second = (world.pull("model", rank).state_dict() for rank in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_ranks_that_were_at_different_steps_average_at_the_same_ones_from_then_on(world: Ranks) -> None:
+    more = "for _ in range(NUM):\n    other(torch.ones(1, 2)).sum().backward()\n    optimizer.step()"
+    failed = f"{OTHER}\nfor _ in range(2 * rank):\n    optimizer.step()\nassert rank"  # rank 1 has averaged alone
+    assert world.run(failed, plan="local-sgd:4").state == "failed"
+    world.ok(more.replace("NUM", "4"), plan="local-sgd:4")
+    held = [world.pull("other", rank).state_dict() for rank in range(2)]
+    assert all(torch.equal(value, held[1][name]) for name, value in held[0].items())

@@ -74,7 +74,10 @@ class ServedReplica(ModelReplica):
         pulled: its values when this worker has asked for them last, flat.
         round_steps: of the present round.
         begun: when it began, in seconds of the clock that stands still while this worker waits for others.
+        session: of the cell that has prepared or trained it last.
     """
+
+    session = ""
 
     def __init__(self, model: torch.nn.Module, number: int, round_steps: int) -> None:
         super().__init__(model)
@@ -131,12 +134,15 @@ class AsyncParameterServer(LocalSGD):
     def broken(self) -> None:
         self.close()
 
-    def forget(self) -> None:
-        """Workers know models by numbers, whichever of them each has."""
-
     @property
     def _served(self) -> list[ServedReplica]:
         return [one for one in self.replicas if isinstance(one, ServedReplica) and one.model is not None]
+
+    @property
+    def _in_cell(self) -> list[ServedReplica]:
+        """Those that this cell has prepared or trained; others live on some ranks only, until they are collected."""
+        served = self._served
+        return [one for one in served if one.session == self._session] or served
 
     @property
     def _is_server(self) -> bool:
@@ -157,6 +163,7 @@ class AsyncParameterServer(LocalSGD):
         dist.all_gather_object(table, (own, self._server.address if self._server else None, self._token))
         number = max(row[0] for row in table)  # a rank that has replaced another counts anew
         replica = ServedReplica(model, number, self.plan.sizes[0])
+        replica.session = self._session
         self._serve(replica)
         self._connect([row[1] for row in table if row[1]], [row[2] for row in table if row[1]])
         return replica
@@ -196,6 +203,7 @@ class AsyncParameterServer(LocalSGD):
 
     def stepped(self, replica: ModelReplica) -> None:
         assert isinstance(replica, ServedReplica)
+        replica.session = self._session
         self._open()
         if replica.num_left >= replica.round_steps:
             with TIMES.within(BLOCKED):
@@ -225,7 +233,7 @@ class AsyncParameterServer(LocalSGD):
 
     def shared_pass(self, loader: Any, own: Iterator[Any]) -> Iterator[Any]:
         """A pass over a loader: the share of this worker, and while models train what lost workers have left, too."""
-        if not any(replica.model is not None and replica.model.training for replica in self._served):
+        if not any(replica.model is not None and replica.model.training for replica in self._in_cell):
             return own
         if self.world_size == 1 or (sampler := adopt(loader)) is None:
             return own
@@ -234,7 +242,7 @@ class AsyncParameterServer(LocalSGD):
 
     def _end_phase(self, key: str, phase: int) -> tuple[list[int], dict[int, Place]]:
         """Everything is sent before the others are waited for; all begin what comes next with the same values."""
-        served = [replica for replica in self._served if replica.model is not None and replica.model.training]
+        served = [replica for replica in self._in_cell if replica.model is not None and replica.model.training]
         for replica in served:
             if replica.num_left:
                 self._push(replica)
@@ -264,7 +272,7 @@ class AsyncParameterServer(LocalSGD):
             moved = torch.stack([torch.zeros_like(first), *(differences(other, first) for other in others)]).mean(0)
             unpack(first + moved, buffers)
         if self.rank == 0 and served:
-            self._say(self._servers.about(served[0].number))
+            self._say(self._servers.about(served[-1].number))
 
     def _say(self, about: dict[str, Any]) -> None:
         rounds = ", ".join(f"{number} (lost)" if at in about["lost"] else str(number)

@@ -137,6 +137,7 @@ class DiLoCo(LocalSGD):
         replica.num_left = 0
 
     def broken(self) -> None:
+        super().broken()
         for replica in self.replicas:
             if isinstance(replica, FragmentedReplica):
                 for fragment in replica.fragments:
