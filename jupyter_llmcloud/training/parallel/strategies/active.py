@@ -66,6 +66,7 @@ class ActivePlan:
         self.compression = ""
         self._last: Strategy | None = None
         self._plan = ParallelPlan()
+        self._is_on_all = True
         self._former: dict[str, str | None] = {}
 
     def install(self) -> None:
@@ -77,6 +78,7 @@ class ActivePlan:
         """A cell begins. One that goes on with the plan of an earlier cell keeps its state."""
         plan = parse_plan(cell.plan or "ddp")
         self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
+        self._is_on_all = len(cell.ranks) in (0, world_size)
         self._former = {name: os.environ.get(name) for name in cell.environment}
         if cell.environment:
             os.environ.update(cell.environment)
@@ -98,8 +100,11 @@ class ActivePlan:
         return self.strategy
 
     def end(self) -> None:
-        """The cell has ended well, on every rank: replicas become one model."""
-        if self.strategy is not None:
+        """The cell has ended well, on every rank: replicas become one model.
+
+        One that a rank executes alone, as it does what others have defined before it came, waits for nobody.
+        """
+        if self.strategy is not None and self._is_on_all:
             self.strategy.end()
 
     def close(self) -> None:
