@@ -159,6 +159,7 @@ class _Search:
         self._earlier = earlier
         self._is_exact = is_exact
         self._only_makers = only_makers
+        self._is_given_a_seed = last.spec.get("seed") is not None
         self._is_alone = not is_exact or _seeds(last)
         self._imported = _imported(earlier) if self._is_alone else set()
         self._used_before = _names_used(earlier) if self._is_alone else []
@@ -200,7 +201,7 @@ class _Search:
                 continue
             elif self._is_alone and not is_definition(cell.tree):
                 self.notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
-                is_drawn_anew = self._last.spec.get("seed") is None
+                is_drawn_anew = not self._is_given_a_seed
             if assigned := wanted.assign(cell):  # pushed before it, whatever became of it
                 self.parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
         if self._is_exact and is_drawn_anew:

@@ -320,9 +320,9 @@ class AsyncParameterServer(LocalSGD):
         for replica in served:
             replica.adopt(self._servers.pull(replica.number))
         found = {}
-        for address, replica in self.addressed(models):
-            assert isinstance(replica, ServedReplica)
-            found[address] = [replica.num_steps, replica.round_steps, self._state_of(replica)]
+        for address, own in self.addressed(models):
+            assert isinstance(own, ServedReplica)
+            found[address] = [own.num_steps, own.round_steps, self._state_of(own)]
         self._servers.meet()  # until here nobody has sent anything new
         return found
 
@@ -338,7 +338,7 @@ class AsyncParameterServer(LocalSGD):
         except UsageError:
             return  # they have gone, as whoever trains such a model is told
         self._servers.meet()
-        addresses = {id(replica): address for address, replica in self.addressed(models)}
+        addresses = {id(known): address for address, known in self.addressed(models)}
         for replica in self._served:
             saved = (state or {}).get(addresses.get(id(replica), ""))
             replica.restart()
