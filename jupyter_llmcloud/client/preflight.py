@@ -38,7 +38,8 @@ class CellText:
     """What is executed.
 
     Args:
-        parts: dicts of filename, shown (how a line's place begins), line_offset and code; the cell is the last.
+        parts: dicts of filename, shown (how a line's place begins), line_offset and code; the cell is the last. Others
+            may have arguments and a precision that are not the cell's.
         arguments: of its sys.argv.
         folder: where it runs; "" for here.
         pushed: pickled variables.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +73,8 @@ def test_a_trial_of_a_sweep_has_its_values_in_a_script_and_on_ranks(own_root: Pa
     compile(text, "t.py", "exec", dont_inherit=True)
     _, source, is_seeded = export.as_one_cell(RunStore(), "tuned-0007")
     order = [
-        source.index(text) for text in ("width = 4", "trial = _Trial({'lr': 0.01, 'kind': None}, number=7)", "begin(3")
+        source.index(text)
+        for text in ("width = 4", "trial = _Trial({'lr': 0.01, 'kind': None}, number=7)", "begin_again(3")
     ]
     assert is_seeded and order == sorted(order)
 
@@ -120,9 +124,31 @@ def test_one_cell_for_ranks_seeds_each_cell_as_its_run_was(own_root: Path) -> No
     record("last", "%%distribute\nprint(model, lr)", 3.0, spec={"seed": 4}, pushed={"lr": "0.5"})
     _, source, is_seeded = export.as_one_cell(RunStore(), "last")
     assert is_seeded and source.startswith("from __future__ import annotations\n")
-    order = [source.index(text) for text in ("begin(3", "model = f = [1]", "lr = 0.5", "begin(4", "print(model")]
+    order = [
+        source.index(text) for text in ("begin_again(3", "model = f = [1]", "lr = 0.5", "begin_again(4", "print(model")
+    ]
     assert order == sorted(order)
     compile(source, "cell", "exec", dont_inherit=True)
+
+
+def test_each_cell_has_the_arguments_and_the_precision_of_its_own_run(own_root: Path) -> None:
+    found = "found.append((__import__('sys').argv[1:], __import__('os').environ.get('ACCELERATE_MIXED_PRECISION')))"
+    record("makes", f"%%distribute\nfound = []\n{found}", 1.0, spec={"args": "--lr 1", "precision": "bf16"})
+    record("adds", f"%%distribute\n{found}", 2.0)
+    record("last", f"%%distribute\n{found}", 3.0, spec={"args": "--width '2 3'"})
+    _, source, _ = export.as_one_cell(RunStore(), "last")
+    expected = [(["--lr", "1"], "bf16"), ([], "no"), (["--width", "2 3"], "no")]
+    assert executed(source, ["--width", "2 3"]) == expected, "as a cell of ranks that are given what the last one had"
+    text = export.exported(RunStore(), "last", "train.py").text
+    assert executed(text[text.index("# --- run makes") : text.index("def _leave")], []) == expected, "as a script"
+
+
+def executed(source: str, arguments: list[str]) -> Any:
+    """What a source leaves as `found`, in a process of its own."""
+    begin = "import os, sys\nrank, world_size = 0, 1\nos.environ['ACCELERATE_MIXED_PRECISION'] = 'no'\n"
+    command = [sys.executable, "-c", f"{begin}{source}\nprint(found)", *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return ast.literal_eval(told)
 
 
 def test_a_cell_that_needs_nothing_is_run_again_as_it_is(own_root: Path) -> None:
@@ -164,6 +190,20 @@ def test_what_was_pushed_for_runs_of_the_same_text_is_what_differs(own_root: Pat
     record("b", "%%distribute --push lr\nx = lr", 2.0, (3.0,), pushed={"lr": "0.05"})
     found = compared(RunStore(), ["a", "b"])
     assert found.facts == [("pushed lr", ["0.1", "0.05"])] and found.code == [""]
+
+
+def test_what_the_cells_before_have_made_is_compared_as_well(own_root: Path) -> None:
+    record("defines", "%%distribute\n!ls\ndef make():\n    return width", 1.0, pushed={"lr": "0.1"})
+    record("width", "%%distribute\nwidth = 8", 2.0)
+    record("a", "%%distribute\nmodel = make()\nfit(model, lr)", 3.0, (2.0,))
+    record("shows", "%%distribute\nprint(model)", 4.0)
+    record("again", "%%distribute\nwidth = 16", 5.0, pushed={"lr": "0.2"})
+    record("stopped", "%%distribute\ndef make():\n    return 0", 5.5, state="stopped")
+    record("b", "%%distribute\nmodel = make()\nfit(model, lr)", 6.0, (3.0,))
+    found = compared(RunStore(), ["a", "b"])
+    assert found.facts == [("pushed lr", ["0.1", "0.2"])]
+    changed = [line for line in found.code[0].split("\n") if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert changed == ["-width = 8", "+width = 16"]
 
 
 def test_a_run_that_was_made_from_another_differs_by_where_it_ran_and_not_by_how_it_was_made(own_root: Path) -> None:

@@ -82,46 +82,166 @@ def needed_cells(
     Raises:
         UsageError: it needs what cannot go along, which is named.
     """
-    if last.spec.get("fresh"):
-        earlier = ()
-    used, given = names_used(last.tree), GIVEN | ({"trial"} if last.trial else set())
-    needed, perhaps = used.needed - given, used.perhaps - given
-    is_alone = not is_exact or _seeds(last)
-    if is_alone:
-        perhaps -= always_bound(last.tree)
-    parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
-    notes: list[str] = []
-    is_drawn_anew = False
-    imported = _imported(earlier) if is_alone else set()
-    used_before = _names_used(earlier) if is_alone else []
-    for ran in reversed(earlier):
-        if ran.spec.get("fresh"):
-            continue
-        cell, commands = without_commands(ran)
-        notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
-        if cell.state == "finished":
-            if is_alone and not _concerns(
-                cell, needed | perhaps, imported, _touching(used_before, (needed | perhaps) - imported)
-            ):
-                if not is_definition(cell.tree):
-                    notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
-                    is_drawn_anew = last.spec.get("seed") is None
-            elif _goes_along(cell, needed | perhaps, last.num_ranks):
-                before = names_used(cell.tree)
-                if EVERYTHING in before.bound:
-                    needed, perhaps = set(), perhaps | needed
-                needed = (needed - before.bound) | (before.needed - GIVEN)
-                perhaps = (perhaps | before.perhaps) - GIVEN
-                parts.append(ScriptPart(cell, _assigned(cell, needed, perhaps)))
+    search = _Search(last, [] if last.spec.get("fresh") else earlier, is_exact)
+    search.settle()
+    search.refuse_missing()
+    return search.parts[::-1], search.notes
+
+
+@dataclass
+class _Wanted:
+    """What cells before must have made, as it is known while cells are looked at from the last one backwards.
+
+    Attributes:
+        needed, perhaps: as in NamesUsed.
+        shadowed: read of what ranks and Python give, which a cell may have bound to something else: `rank = 8`.
+        late: read by functions of cells that go along, wherever these stand.
+        bound: by cells that go along and come later; certain: by one of them in any case.
+        of_last: bound by the last cell in any case, perhaps behind a call of a function that reads it.
+    """
+
+    needed: set[str]
+    perhaps: set[str]
+    shadowed: set[str]
+    late: set[str]
+    bound: set[str]
+    of_last: set[str]
+    certain: set[str] = field(default_factory=set)
+
+    def names(self, is_cheap: bool) -> set[str]:
+        """What a cell may have made. One that `is_cheap` may go along in vain."""
+        return self.needed | self.perhaps | (self.late - self.certain - (set() if is_cheap else self.of_last))
+
+    def take(self, tree: ast.Module, used: NamesUsed) -> None:
+        """A cell goes along."""
+        if EVERYTHING in used.bound:
+            self.needed, self.perhaps = set(), self.perhaps | self.needed
+        later = used.late & self.bound
+        self.needed = (self.needed - used.bound) | (used.needed - GIVEN - later)
+        self.perhaps = (self.perhaps | used.perhaps | later - self.certain - self.of_last) - GIVEN
+        self.shadowed = (self.shadowed - used.bound) | _given_names(used)
+        self.bound |= used.bound
+        self.certain |= always_bound(tree)
+
+    def assign(self, cell: SourceCell) -> tuple[tuple[str, str], ...]:
+        """Pushed variables as assignments; they are not needed any more then."""
+        found = []
+        for name, text in cell.pushed.items():
+            is_given = name in self.shadowed and bool(text)  # an object in its place is taken for the same
+            if not is_given and name not in self.names(is_cheap=False):
                 continue
-        else:
-            notes += _unfinished(cell, needed, perhaps)
-        if assigned := _assigned(cell, needed, perhaps):  # pushed before it, whatever became of it
-            parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
-    if is_exact and is_drawn_anew:
-        notes.append("What the cell draws at random before it seeds itself is another draw without these.")
-    _refuse_missing(last, needed)
-    return parts[::-1], notes
+            if not text:
+                raise UsageError(
+                    f"{name!r} was pushed from the notebook, and is no plain value that a script can hold: numbers, "
+                    "text, lists and dicts of them. Make it in a %%distribute cell, or save it to a file that the cell "
+                    "reads."
+                )
+            found.append((name, text))
+            for names in (self.needed, self.perhaps, self.shadowed):
+                names.discard(name)
+            self.bound.add(name)
+            self.certain.add(name)
+        return tuple(found)
+
+
+class _Search:
+    """Looks at cells from the last one backwards.
+
+    Args:
+        last, earlier, is_exact: as of `needed_cells`.
+        only_makers: leave out what binds nothing that is needed, whatever else it does.
+    """
+
+    def __init__(
+        self, last: SourceCell, earlier: Sequence[SourceCell], is_exact: bool, only_makers: bool = False
+    ) -> None:
+        self._last = last
+        self._earlier = earlier
+        self._is_exact = is_exact
+        self._only_makers = only_makers
+        self._is_given_a_seed = last.spec.get("seed") is not None
+        self._is_alone = not is_exact or _seeds(last)
+        self._imported = _imported(earlier) if self._is_alone else set()
+        self._used_before = _names_used(earlier) if self._is_alone else []
+        self.parts: list[ScriptPart] = []  # the last one first
+        self.notes: list[str] = []
+        self._wanted = self._of_last(set())
+
+    def _of_last(self, late: set[str]) -> _Wanted:
+        last = self._last
+        used, given = names_used(last.tree), GIVEN | ({"trial"} if last.trial else set())
+        certain = always_bound(last.tree)
+        perhaps = used.perhaps - given - (certain if self._is_alone else set())
+        shadowed = _given_names(used) | late & GIVEN
+        return _Wanted(used.needed - given, perhaps, shadowed, late - given, used.bound, certain)
+
+    def settle(self) -> None:
+        """Find the pieces; a cell after that of a function may have bound what the function reads."""
+        late = set[str]()
+        while not (found := self._look(late)) <= late:
+            late |= found
+
+    def _look(self, late: set[str]) -> set[str]:
+        """Find the pieces for these names that functions read late; returns those that they do read so."""
+        wanted = self._wanted = self._of_last(late)
+        self.parts, self.notes = [ScriptPart(self._last, wanted.assign(self._last))], []
+        found, is_drawn_anew = set[str](), False
+        for ran in self._earlier[::-1]:
+            if ran.spec.get("fresh"):
+                continue
+            cell, commands = without_commands(ran)
+            self.notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
+            if cell.state != "finished":
+                self.notes += [] if self._only_makers else _unfinished(cell, wanted.needed, wanted.perhaps)
+            elif self._matters(cell):
+                used = names_used(cell.tree)
+                wanted.take(cell.tree, used)
+                found |= used.late
+                self.parts.append(ScriptPart(cell, wanted.assign(cell)))
+                continue
+            elif self._is_alone and not is_definition(cell.tree):
+                self.notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
+                is_drawn_anew = not self._is_given_a_seed
+            if assigned := wanted.assign(cell):  # pushed before it, whatever became of it
+                self.parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
+        if self._is_exact and is_drawn_anew:
+            self.notes.append("What the cell draws at random before it seeds itself is another draw without these.")
+        return found
+
+    def _matters(self, cell: SourceCell) -> bool:
+        used = names_used(cell.tree)
+        wanted = self._wanted.names(is_cheap=is_definition(cell.tree) and not self._only_makers)
+        if self._only_makers:
+            return bool(used.bound & (wanted | self._wanted.shadowed))
+        if self._is_alone and not used.bound & self._wanted.shadowed:
+            touching = _touching(self._used_before, wanted - self._imported)
+            if not _concerns(cell, wanted, self._imported, touching):
+                return False
+        return _goes_along(cell, wanted | self._wanted.shadowed, self._last.num_ranks)
+
+    def refuse_missing(self) -> None:
+        """Raise UsageError that names what no cell has made."""
+        _refuse_missing(self._last, self._wanted.needed)
+
+
+def cells_behind(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[SourceCell], dict[str, str]]:
+    """Which of the earlier cells have bound what `last` reads, and what these read, in order; and what was pushed.
+
+    To be shown beside those of another run: cells that only change an object are none of them.
+    """
+    readable = [shown for shown in map(_as_shown, (*earlier, last)) if _not_python(shown.code) is None]
+    if not readable or readable[-1].run_id != last.run_id:
+        return [], {}
+    search = _Search(readable.pop(), [] if last.spec.get("fresh") else readable, is_exact=False, only_makers=True)
+    search.settle()
+    parts = search.parts[::-1]
+    pushed = {name: "" if text == name else text for part in parts for name, text in part.assigned}
+    return [part.cell for part in parts[:-1] if part.cell.code], pushed
+
+
+def _as_shown(cell: SourceCell) -> SourceCell:
+    """Without commands; an object that was pushed stands for itself."""
+    return replace(without_commands(cell)[0], pushed={name: text or name for name, text in cell.pushed.items()})
 
 
 def _refuse_missing(last: SourceCell, needed: set[str]) -> None:
@@ -222,21 +342,9 @@ def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
     return True
 
 
-def _assigned(cell: SourceCell, needed: set[str], perhaps: set[str]) -> tuple[tuple[str, str], ...]:
-    """Pushed variables as assignments; they are not needed any more then."""
-    found = []
-    for name, text in cell.pushed.items():
-        if name not in needed and name not in perhaps:
-            continue
-        if not text:
-            raise UsageError(
-                f"{name!r} was pushed from the notebook, and is no plain value that a script can hold: numbers, text, "
-                "lists and dicts of them. Make it in a %%distribute cell, or save it to a file that the cell reads."
-            )
-        found.append((name, text))
-        needed.discard(name)
-        perhaps.discard(name)
-    return tuple(found)
+def _given_names(used: NamesUsed) -> set[str]:
+    """What a cell reads of that which ranks and Python give, unless a cell before it has bound it: `rank = 8`."""
+    return (used.needed | used.perhaps) & GIVEN | used.builtin
 
 
 def _unfinished(cell: SourceCell, needed: set[str], perhaps: set[str]) -> list[str]:

@@ -22,17 +22,22 @@ class NamesUsed:
         needed: read before the cell can have bound them.
         perhaps: read where it depends on the way through the cell whether it has bound them.
         bound: what it may bind at its top level.
+        late: of what it reads, what only its functions do, when they are called: also what a cell after it has bound.
+        builtin: what it reads of Python's own names, which a cell before may have bound: `input`, `max`.
     """
 
     needed: set[str] = field(default_factory=set)
     perhaps: set[str] = field(default_factory=set)
     bound: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
+    builtin: set[str] = field(default_factory=set)
 
 
 def names_used(tree: ast.Module) -> NamesUsed:
     """Statements in order; what functions read is looked up when they are called, most often after all is bound."""
     found, late = NamesUsed(), set[str]()
     _walk(tree.body, set(), found, late)
+    found.late = late - found.needed - found.perhaps
     for name in late:
         (found.perhaps if {name, EVERYTHING} & found.bound else found.needed).add(name)
     found.perhaps -= found.needed
@@ -128,6 +133,7 @@ def _try(node: ast.Try | ast.TryStar, certain: set[str], found: NamesUsed, late:
     _walk(node.body, inside, mine, late)
     if unsure:
         found.perhaps |= mine.needed | mine.perhaps
+        found.builtin |= mine.builtin
     for handler in node.handlers:
         here = set(certain)
         if handler.type is not None:
@@ -164,6 +170,7 @@ def _class(node: ast.ClassDef, certain: set[str], found: NamesUsed, late: set[st
     _walk(node.body, set(certain), inner, late)
     found.needed |= inner.needed
     found.perhaps |= inner.perhaps
+    found.builtin |= inner.builtin
     _note(node.name, certain, found)
 
 
@@ -248,7 +255,9 @@ def _comprehension(
 
 
 def _want(name: str, certain: set[str], found: NamesUsed) -> None:
-    if name not in certain and name not in _BUILTINS:
+    if name not in certain and name in _BUILTINS:
+        found.builtin.add(name)
+    elif name not in certain:
         is_unsure = name in found.bound or EVERYTHING in certain
         (found.perhaps if is_unsure else found.needed).add(name)
 
@@ -301,3 +310,4 @@ def _inner(
         inner.needed |= late_inner
     local = own | (inner.bound - declared)
     late |= {name for name in inner.needed | inner.perhaps if name not in local}
+    found.builtin |= inner.builtin - local

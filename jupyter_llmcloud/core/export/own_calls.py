@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 
 from jupyter_llmcloud.core.export.cells import SourceCell
 from jupyter_llmcloud.core.export.names_used import names_used
@@ -15,14 +16,16 @@ RUN_NAMES = frozenset(
 )
 
 
-def plain_code(cell: SourceCell) -> tuple[str, list[str]]:
+def plain_code(cell: SourceCell, before: Iterable[SourceCell] = ()) -> tuple[str, list[str]]:
     """The code without this package, and its `from __future__ import` lines, which a script begins with.
 
-    Raises UsageError that names what has no counterpart, with its line.
+    `before`: cells that go along with it. Raises UsageError that names what has no counterpart, with its line.
     """
     tree = cell.tree
-    bound = names_used(tree).bound
-    aliases, edits, futures = set[str](), list[tuple[ast.AST, str]](), list[str]()
+    bound, aliases = names_used(tree).bound, set[str]()
+    for other in before:
+        bound, aliases = bound | names_used(other.tree).bound, aliases | _our_names(other.tree)
+    edits, futures = list[tuple[ast.AST, str]](), list[str]()
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names) if any(_is_ours(alias.name) for alias in names):
@@ -67,6 +70,12 @@ def plain_code(cell: SourceCell) -> tuple[str, list[str]]:
             "does not: use asyncio.run() for what is awaited."
         ) from None
     return code, futures
+
+
+def _our_names(tree: ast.Module) -> set[str]:
+    """By which names this package is known after a cell."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    return {alias.asname or alias.name for node in imports for alias in node.names if _is_ours(alias.name)}
 
 
 def without_futures(cell: SourceCell) -> tuple[str, list[str]]:

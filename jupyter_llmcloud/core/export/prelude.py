@@ -1,11 +1,14 @@
-"""The pieces of an exported script that stand for what a rank is given: plain text, which the script consists of."""
+"""The pieces of an exported script that stand for what a rank is given: plain text, which the script consists of.
+
+Cells bind names as they like: `rank = 8` of an adapter, `device = "cpu"`, `dist = Normal(0, 1)`. So what is called
+while they are executed or behind them looks nothing up among their names.
+"""
 
 SETTINGS = """\
 os.environ["ACCELERATE_MIXED_PRECISION"] = {precision!r}
 """
 
 PROCESS = '''\
-import json
 import pathlib
 import sys
 
@@ -41,9 +44,11 @@ class Run:
     folder = pathlib.Path.cwd()
 
     def log(self, values=None, /, *, step=None, **metrics):
-        found = {{str(key): _number(value) for key, value in {{**(values or {{}}), **metrics}}.items()}}
+        import json
+
+        found = {{str(key): self._number(value) for key, value in {{**(values or {{}}), **metrics}}.items()}}
         found = {{key: value for key, value in found.items() if value is not None}}
-        if rank == 0 and found:
+        if self.rank == 0 and found:
             print(json.dumps({{**({{}} if step is None else {{"step": step}}), **found}}), flush=True)
 
     def progress(self, step, total=None, desc=""):
@@ -55,12 +60,12 @@ class Run:
     def checkpoint(self, *, metric=None, mode="min", **objects):
         pass  # saves nothing
 
-
-def _number(value):
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
+    @staticmethod
+    def _number(value):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
 
 
 run = Run()
@@ -69,121 +74,141 @@ run = Run()
 ACCELERATOR_LOG = """\
 
 # --- what an Accelerator logs is printed, too ------------------------------------------------------------------------
-import accelerate
+def _print_what_is_logged(run):
+    import accelerate
 
-_accelerator_log = accelerate.Accelerator.log
+    log = accelerate.Accelerator.log
+
+    def logged(self, values, step=None, log_kwargs={}):
+        run.log(values, step=step)
+        return log(self, values, step, log_kwargs)
+
+    accelerate.Accelerator.log = logged
 
 
-def _log(self, values, step=None, log_kwargs={}):
-    run.log(values, step=step)
-    return _accelerator_log(self, values, step, log_kwargs)
-
-
-accelerate.Accelerator.log = _log
+_print_what_is_logged(run)
 """
 
 SEEDS = """\
 
 # --- random numbers: alike on all processes while a model is made, apart while it is trained -------------------------
-import hashlib
-import random
+def _seeding(rank, world_size, device):
+    import hashlib
+    import random
 
-import numpy
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import dataloader as _dataloader
+    import numpy
+    import torch
+    from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    from torch.utils.data import dataloader
 
-_streams = {"seed": None, "begun": True, "order": None}
+    streams = {"seed": None, "begun": True, "order": None}
 
+    def seed_all(value):
+        random.seed(value)
+        numpy.random.seed(value % 2**32)
+        torch.manual_seed(value)
+        streams.update(seed=value, begun=world_size == 1, order=None)
 
-def _seed(value):
-    random.seed(value)
-    numpy.random.seed(value % 2**32)
-    torch.manual_seed(value)
-    _streams.update(seed=value, begun=world_size == 1, order=None)
+    def mixed(seed, number):
+        return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
 
+    def holds():
+        return streams["seed"] is not None and torch.initial_seed() == streams["seed"]
 
-def _mixed(seed, number):
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
+    def begin_training(parameters):
+        if streams["begun"]:
+            return
+        streams["begun"] = True
+        if not holds() or any(isinstance(parameter, DTensor) for parameter in parameters):
+            return
+        streams["order"] = torch.Generator().manual_seed(streams["seed"])
+        if rank:
+            own = mixed(streams["seed"], rank)
+            random.seed(own)
+            numpy.random.seed(own % 2**32)
+            state = torch.Generator().manual_seed(own).get_state()
+            state[:8] = torch.get_rng_state()[:8]  # torch.initial_seed() stays
+            torch.set_rng_state(state)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(own)
 
+    def before_step(optimizer, *_):
+        begin_training([value for group in optimizer.param_groups for value in group["params"]])
 
-def _holds():
-    return _streams["seed"] is not None and torch.initial_seed() == _streams["seed"]
+    wrap, iterate = DistributedDataParallel.__init__, dataloader._BaseDataLoaderIter.__init__
 
+    def wrapped(self, *args, **kwargs):
+        wrap(self, *args, **kwargs)
+        begin_training(self.parameters())
 
-def _begin_training(parameters):
-    if _streams["begun"]:
-        return
-    _streams["begun"] = True
-    if not _holds() or any(isinstance(parameter, DTensor) for parameter in parameters):
-        return
-    _streams["order"] = torch.Generator().manual_seed(_streams["seed"])
-    if rank:
-        own = _mixed(_streams["seed"], rank)
-        random.seed(own)
-        numpy.random.seed(own % 2**32)
-        state = torch.Generator().manual_seed(own).get_state()
-        state[:8] = torch.get_rng_state()[:8]  # torch.initial_seed() stays
-        torch.set_rng_state(state)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(own)
+    def iterating(self, loader):
+        if streams["order"] is not None and holds():
+            for part in parts(loader):
+                if getattr(part, "generator", self) is None and part is not loader:
+                    part.generator = streams["order"]
+        iterate(self, loader)
+        if rank and holds():
+            self._base_seed = mixed(self._base_seed, rank) >> 1
 
+    def parts(loader):
+        seen, waiting = [], [loader]
+        while waiting:
+            part = waiting.pop()
+            if part is None or any(part is known for known in seen):
+                continue
+            seen.append(part)
+            waiting += [getattr(part, name, None) for name in ("batch_sampler", "sampler", "base_dataloader")]
+        return seen
 
-def _before_step(optimizer, *_):
-    _begin_training([value for group in optimizer.param_groups for value in group["params"]])
-
-
-_wrap, _iterate = DistributedDataParallel.__init__, _dataloader._BaseDataLoaderIter.__init__
-
-
-def _wrapped(self, *args, **kwargs):
-    _wrap(self, *args, **kwargs)
-    _begin_training(self.parameters())
-
-
-def _iterating(self, loader):
-    if _streams["order"] is not None and _holds():
-        for part in _parts(loader):
-            if getattr(part, "generator", self) is None and part is not loader:
-                part.generator = _streams["order"]
-    _iterate(self, loader)
-    if rank and _holds():
-        self._base_seed = _mixed(self._base_seed, rank) >> 1
-
-
-def _parts(loader):
-    seen, waiting = [], [loader]
-    while waiting:
-        part = waiting.pop()
-        if part is None or any(part is known for known in seen):
-            continue
-        seen.append(part)
-        waiting += [getattr(part, name, None) for name in ("batch_sampler", "sampler", "base_dataloader")]
-    return seen
+    register_optimizer_step_pre_hook(before_step)
+    DistributedDataParallel.__init__ = wrapped
+    dataloader._BaseDataLoaderIter.__init__ = iterating
+    return seed_all
 
 
-register_optimizer_step_pre_hook(_before_step)
-DistributedDataParallel.__init__ = _wrapped
-_dataloader._BaseDataLoaderIter.__init__ = _iterating
+_seed = _seeding(rank, world_size, device)
 """
 
 SAVE = """\
 
 # --- what --save wrote --------------------------------------------------------------------------------------------
-for _value in ({names},):
-    _plain = getattr(_value, "module", _value) if isinstance(_value, torch.nn.Module) else _value
-    if rank == 0:
-        if hasattr(_plain, "save_pretrained"):
-            _plain.save_pretrained("model")
+def _save(*values):
+    import os
+
+    import torch
+
+    for value in values if os.environ["RANK"] == "0" else ():
+        while isinstance(value, torch.nn.Module):
+            inner = value.module if isinstance(value, torch.nn.parallel.DistributedDataParallel) else value
+            inner = getattr(inner, "_orig_mod", inner)  # of torch.compile()
+            if inner is value:
+                break
+            value = inner
+        if hasattr(value, "save_pretrained"):
+            value.save_pretrained("model")
         else:
             os.makedirs("model", exist_ok=True)
-            torch.save(_plain.state_dict(), "model/model.pt")
+            if isinstance(value, torch.nn.Module):
+                torch.save(value.state_dict(), "model/model.pt")
+            else:  # a tokenizer of the library tokenizers
+                value.save("model/tokenizer.json")
+
+
+_save({names})
 """
 
 END = """\
 
-if dist.is_initialized():  # accelerator.end_training() takes the group down
-    dist.barrier()
-    dist.destroy_process_group()
+
+def _leave():
+    import torch.distributed
+
+    if torch.distributed.is_initialized():  # accelerator.end_training() takes the group down
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+_leave()
 """

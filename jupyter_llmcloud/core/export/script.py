@@ -83,30 +83,35 @@ def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:
         return cell.code
     pieces = ["from jupyter_llmcloud.training.group.random_streams import STREAMS\n"]
     futures = list[str]()
+    settings = _settings(cell)  # which the new run is given
     for part in parts:
         code, found = without_futures(part.cell)
         futures += [line for line in found if line not in futures]
-        pieces += _found_by(part, parts)
+        own = _settings(part.cell) if part.cell.code else settings
+        pieces += [line for line in own if line not in settings]
+        settings = own
         pieces += [f"{name} = {text}" for name, text in part.assigned]
         pieces += [part.cell.trial] if part.cell.trial else []
-        pieces.append(f"STREAMS.begin({part.cell.spec.get('seed')!r}, rank, world_size)\n{code.rstrip()}\n")
+        pieces.append(f"STREAMS.begin_again({part.cell.spec.get('seed')!r})\n{code.rstrip()}\n")
     return "\n".join([*futures, *pieces])
 
 
-def _found_by(part: ScriptPart, parts: Sequence[ScriptPart]) -> list[str]:
-    """The precision and the arguments that a cell had, where its run is started with those of the last one."""
-    specs = [one.cell.spec for one in parts]
-    lines = []
-    if len({spec.get("precision") or "no" for spec in specs}) > 1:
-        precision = part.cell.spec.get("precision") or "no"
-        lines.append(f"__import__('os').environ['ACCELERATE_MIXED_PRECISION'] = {precision!r}")
-    if len({spec.get("args") or "" for spec in specs}) > 1:
-        lines.append(f"__import__('sys').argv[1:] = {_arguments(part)!r}")
-    return lines
+def arguments_of(cell: SourceCell) -> list[str]:
+    """What a cell found in sys.argv[1:]."""
+    return shlex.split(cell.spec.get("args") or "")
 
 
-def _arguments(part: ScriptPart) -> list[str]:
-    return shlex.split(part.cell.spec.get("args") or "")
+def precision_of(cell: SourceCell) -> str:
+    """In which precision an Accelerator of a cell computes."""
+    return str(cell.spec.get("precision") or "no")
+
+
+def _settings(cell: SourceCell) -> list[str]:
+    """Lines that set what a run finds in its process; they bind no name."""
+    return [
+        f"__import__('sys').argv[1:] = {arguments_of(cell)!r}",
+        f"__import__('os').environ['ACCELERATE_MIXED_PRECISION'] = {precision_of(cell)!r}",
+    ]
 
 
 def launch_lines(file: str, num_ranks: int, num_threads: int, has_gpus: bool) -> list[str]:
@@ -124,13 +129,13 @@ def launch_lines(file: str, num_ranks: int, num_threads: int, has_gpus: bool) ->
 def _text(run: ExportedRun, parts: Sequence[ScriptPart], notes: Sequence[str], launches: Sequence[str]) -> str:
     bodies, futures = list[str](), list[str]()
     seeds = any(part.cell.spec.get("seed") is not None for part in parts)
-    for part in parts:
-        code, found = plain_code(part.cell)
+    for number, part in enumerate(parts):
+        code, found = plain_code(part.cell, [other.cell for other in parts[:number]])
         futures += [line for line in found if line not in futures]
-        bodies.append(_body(part, code, any(_arguments(one) for one in parts)))
+        bodies.append(_body(part, code, any(arguments_of(other.cell) for other in parts)))
     codes = "\n".join(part.cell.code for part in parts)
     pieces = [_heading(run, notes, launches), *futures, "import os\n"]
-    pieces.append(prelude.SETTINGS.format(precision=run.cell.spec.get("precision") or "no"))
+    pieces.append(prelude.SETTINGS.format(precision=precision_of(run.cell)))
     pieces.append(
         prelude.PROCESS.format(
             num_ranks=run.num_ranks, num_threads=run.num_threads, run_id=run.cell.run_id, name=run.name
@@ -159,14 +164,14 @@ def _heading(run: ExportedRun, notes: Sequence[str], launches: Sequence[str]) ->
     return "\n".join(lines)
 
 
-def _body(part: ScriptPart, code: str, has_arguments: bool) -> str:
+def _body(part: ScriptPart, code: str, sets_arguments: bool) -> str:
     spec: Mapping[str, Any] = part.cell.spec
     lines = [f"# --- run {part.cell.run_id} " + "-" * max(0, 100 - len(part.cell.run_id))]
     lines += [f"{name} = {text}  # pushed from the notebook" for name, text in part.assigned]
     lines.append(part.cell.trial)
-    lines.append(f"os.environ['ACCELERATE_MIXED_PRECISION'] = {spec.get('precision') or 'no'!r}")
+    lines.append(f"os.environ['ACCELERATE_MIXED_PRECISION'] = {precision_of(part.cell)!r}")
     if spec.get("seed") is not None:
         lines.append(f"_seed({spec['seed']})")
-    # A cell without any finds none, and not those of the one before it; where no cell had any, they are the user's.
-    lines.append(f"sys.argv[1:] = {_arguments(part)!r}" if has_arguments else "")
+    if sets_arguments and part.cell.code:  # those of another cell are none of this one
+        lines.append(f"sys.argv[1:] = {arguments_of(part.cell)!r}")
     return "\n".join(filter(None, lines)) + "\n" + code.rstrip() + "\n"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jupyter_llmcloud.client.preflight import RANKS, CellText, check_options, dry_run, rehearse
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
-from jupyter_llmcloud.core.export.cells import SourceCell
+from jupyter_llmcloud.core.export.cells import SourceCell, without_commands
+from jupyter_llmcloud.core.export.script import arguments_of, precision_of
 from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.magics.session.cell import Cell
@@ -50,12 +52,17 @@ def _arguments(spec: RunSpec) -> dict[str, Any]:
 
 def _parts(cell: Cell, spec: RunSpec, world_id: str) -> list[dict[str, Any]]:
     given = "".join(f"{name} = None\n" for name in spec.push or ())  # so that nobody looks for them in earlier cells
-    last = SourceCell("this cell", given + cell.code, spec=spec.as_dict())
+    tried, commands = without_commands(SourceCell("this cell", cell.code, spec=spec.as_dict()))
+    for command in commands:
+        print(f"Left out: {command!r}.", flush=True)
     parts = []
-    for part in needed_before(RunStore(), world_id, last)[:-1]:
+    for part in needed_before(RunStore(), world_id, replace(tried, code=given + tried.code))[:-1]:
         code = "".join(f"{name} = {value}\n" for name, value in part.assigned) + part.cell.code
-        parts.append(_part(f"<{part.cell.run_id}>", part.cell.run_id, 0, code))
-    return [*parts, _part(cell.filename, f"Cell In[{cell.number}]", cell.line_offset, cell.code)]
+        earlier = _part(f"<{part.cell.run_id}>", part.cell.run_id, 0, code)
+        if part.cell.code:
+            earlier |= {"arguments": arguments_of(part.cell), "precision": precision_of(part.cell)}
+        parts.append(earlier)
+    return [*parts, _part(cell.filename, f"Cell In[{cell.number}]", cell.line_offset, tried.code)]
 
 
 def _part(filename: str, shown: str, line_offset: int, code: str) -> dict[str, Any]:

@@ -136,7 +136,8 @@ def _aside(url: str, options: Mapping[str, Any] | None) -> Iterator[tuple[Any, s
     fs, path = filesystem(url, options)
     staged = f"{path}.{secrets.token_hex(4)}.part"
     with translated(url):
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        if not _OBJECT_STORES & {*_protocols(fs)}:  # no folders: what would be made is a bucket
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         try:
             yield fs, staged
             _move(fs, staged, path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud.core.run.comparison import ComparedRun, RunDifferences, compare
+from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.journal import read_all
-from jupyter_llmcloud.storage.recorded.export import body_of
+from jupyter_llmcloud.storage.recorded.export import with_cells_behind
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 
 _OF_THE_CALL = ("name", "background", "export", "nproc")  # how many ranks there were is told by where it ran
@@ -16,7 +19,7 @@ _OF_THE_CALL = ("name", "background", "export", "nproc")  # how many ranks there
 def compared(store: RunStore, names: Sequence[str], tolerance: float = 0.0) -> RunDifferences:
     """Compare runs by id or name; names of the same run count once. Raises NotFound, UsageError."""
     folders = {folder.run_id: folder for folder in map(store.find, names)}
-    return compare([_of(folder) for folder in folders.values()], tolerance)
+    return compare([_of(store, folder) for folder in folders.values()], tolerance)
 
 
 def compared_again(store: RunStore, name: str, again: str) -> RunDifferences:
@@ -40,13 +43,13 @@ def _where(record: RunRecord) -> dict[str, Any]:
     return {"state": record.state, **ranks, **record.versions, **git, "restarts": record.num_restarts}
 
 
-def _of(folder: RunFolder) -> ComparedRun:
+def _of(store: RunStore, folder: RunFolder) -> ComparedRun:
+    """What a run computes is also in the cells before it: a model that is defined otherwise is other code."""
     record = folder.read()
-    try:
-        source = folder.source()
-    except OSError:
-        source = ""
-    text = source if record.script else body_of(source)
+    text = ""
+    with contextlib.suppress(UsageError, NotFound):  # a source that is not there is not compared
+        text, pushed = with_cells_behind(store, record)
+        record = replace(record, pushed=pushed)
     return ComparedRun(record.run_id, text, facts_of(record), _curves(folder, record))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, needed_cells
+from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, cells_behind, needed_cells
 from jupyter_llmcloud.core.export.own_calls import plain_code
 from jupyter_llmcloud.core.export.plans import check_options
 from jupyter_llmcloud.core.export.script import ExportedRun, ExportedScript, export, source_for_ranks
@@ -81,6 +81,16 @@ def needed_before(store: RunStore, world_id: str, cell: SourceCell) -> list[Scri
     """
     same = [other for other in reversed(store.list()) if world_id and other.world_id == world_id and not other.script]
     return needed_cells(cell, [_cell(store.folder(other.run_id), other) for other in same], is_exact=False)[0]
+
+
+def with_cells_behind(store: RunStore, record: RunRecord) -> tuple[str, dict[str, str]]:
+    """The text of a run below those of the earlier cells that have made what it reads, and what of that was pushed.
+
+    Raises UsageError where a source cannot be read.
+    """
+    cell = _cell(store.folder(record.run_id), record)
+    cells, pushed = cells_behind(cell, _before(store, record))
+    return "\n\n".join(part.code.strip("\n") for part in (*cells, cell)), {**pushed, **record.pushed}
 
 
 def write(script: ExportedScript, path: Path) -> None:

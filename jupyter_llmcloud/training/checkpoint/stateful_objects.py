@@ -47,6 +47,11 @@ class StatefulObject:
         return _is_optimizer(self.value)
 
 
+def modules(table: Mapping[str, Any]) -> dict[str, torch.nn.Module]:
+    """The modules among objects, by address."""
+    return {address: value for address, value in table.items() if isinstance(value, torch.nn.Module)}
+
+
 def prepared_by(accelerator: Any) -> Iterator[weakref.ref[Any]]:
     """What an Accelerator knows that could be saved."""
     for name in _LISTS:

@@ -37,7 +37,7 @@ class RandomStreams:
 
     def __init__(self) -> None:
         self._seed: int | None = None
-        self._rank = 0
+        self._rank, self._world_size = 0, 1
         self._has_begun = False  # training has: whether ranks part is decided
         self._order: torch.Generator | None = None  # of loaders that nobody has spread
         self._num_steps: Callable[[], int] = lambda: 0
@@ -59,12 +59,16 @@ class RandomStreams:
 
         `rank`, `world_size`: among the ranks that have data of their own; those that share a batch are one of them.
         """
-        self._seed, self._rank, self._order = seed, rank, None
+        self._seed, self._rank, self._world_size, self._order = seed, rank, world_size, None
         self._has_begun = seed is None or world_size == 1
         if seed is not None:
             from accelerate.utils import set_seed
 
             set_seed(seed)
+
+    def begin_again(self, seed: int | None) -> None:
+        """The next one of several cells that are executed as one, on the same rank."""
+        self.begin(seed, self._rank, self._world_size)
 
     def begin_training(self, parameters: Iterable[Any]) -> None:
         """A model with these parameters is about to be trained: ranks part, unless they share its activations."""

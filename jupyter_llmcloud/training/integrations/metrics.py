@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from accelerate.state import AcceleratorState
@@ -46,8 +49,21 @@ class RunTracker(GeneralTracker):
 class Trackers(list[GeneralTracker]):
     """An Accelerator's. Those that init_trackers() adds come before ours: scripts say `accelerator.trackers[0]`."""
 
+    def __init__(self, trackers: Iterable[GeneralTracker]) -> None:
+        super().__init__(trackers)
+        self._failed: set[str] = set()
+
     def append(self, tracker: GeneralTracker) -> None:
         self.insert(len(self) - 1, tracker)
+
+    def note_failure(self, tracker: GeneralTracker, error: Exception) -> None:
+        """Name it, once: what only looks at a training must not end it."""
+        if tracker.name not in self._failed:
+            self._failed.add(tracker.name)
+            sys.stderr.write(
+                f"the tracker {tracker.name!r} could not log ({type(error).__name__}: {error}). The training goes on, "
+                "and so does this run's own chart; further failures of it are not told.\n"
+            )
 
 
 class RunCallback(TrainerCallback):
@@ -100,11 +116,16 @@ def _make_state_init(original: Any) -> Any:
 
 
 def _make_log(original: Any) -> Any:
-    def log(self: Any, values: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(original)
+    def log(self: Any, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
         # Accelerate keeps the trackers of the other ranks silent; the run shows where ranks differ.
-        original(self, values, *args, **kwargs)
-        if not self.is_main_process:
-            RunTracker().log(values, step=args[0] if args else kwargs.get("step"))
+        for tracker in tuple(self.trackers) if self.is_main_process else (RunTracker(),):
+            try:
+                tracker.log(values, step=step, **(log_kwargs or {}).get(tracker.name, {}))
+            except Exception as error:
+                if isinstance(tracker, RunTracker) or not isinstance(self.trackers, Trackers):
+                    raise
+                self.trackers.note_failure(tracker, error)
 
     return log
 

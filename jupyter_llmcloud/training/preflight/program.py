@@ -44,7 +44,7 @@ class QuietRun:
 
 
 class Program:
-    """The parts of a request: each a file name, the lines above it and its code.
+    """The parts of a request: each a file name, the lines above it and its code; of earlier cells, what else they had.
 
     Attributes:
         names: the files whose lines are the user's.
@@ -58,7 +58,7 @@ class Program:
         about = {"rank": rank, "local_rank": rank, "world_size": world_size, "device": torch.device("cpu")}
         run = QuietRun(rank, world_size, Path(request["run_folder"]))
         self.namespace: dict[str, Any] = {**about, "run": run, "display": print, "__name__": "__main__"}
-        sys.argv = [self.parts[-1]["filename"], *request["arguments"]]
+        self._of_cell = {"arguments": request["arguments"], "precision": request["precision"]}
         if request["folder"]:
             os.chdir(request["folder"])
             sys.path.insert(0, request["folder"])
@@ -72,6 +72,7 @@ class Program:
     def execute(self, before_last: Callable[[], None]) -> None:
         """Every part in order; `before_last` is called when only the cell itself is left."""
         for number, part in enumerate(self.parts):
+            self._give(self._of_cell | dict(part))
             text = "\n" * part["line_offset"] + part["code"]
             linecache.cache[part["filename"]] = (len(text), None, text.splitlines(keepends=True), part["filename"])
             if number == len(self.parts) - 1:
@@ -81,6 +82,11 @@ class Program:
             found = eval(code, self.namespace)  # the user's own cell
             if inspect.iscoroutine(found):
                 asyncio.run(found)
+
+    def _give(self, part: Mapping[str, Any]) -> None:
+        """What a run finds in its process: each earlier cell had arguments and a precision of its own."""
+        sys.argv = [self.parts[-1]["filename"], *part["arguments"]]
+        os.environ["ACCELERATE_MIXED_PRECISION"] = part["precision"]
 
     def most_batches(self) -> int:
         """How many batches a pass over a loader gives that nothing has been trained on yet.

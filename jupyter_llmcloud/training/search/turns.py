@@ -47,7 +47,7 @@ def save(folder: Path, rank: int, world_size: int, objects: Mapping[str, Any]) -
         own = {
             "world_size": world_size,
             "rng": rng.loadable(rng.snapshot()),
-            "plan": ACTIVE.state(_copy),
+            "plan": ACTIVE.state(_copy, stateful_objects.modules(stateful)),
             "objects": stateful_objects.take(found, False, _copy, _copy),
             "loaders": {name: _loader_state(value) for name, value in loaders.items()},
             "values": {
@@ -108,7 +108,8 @@ def restore(folder: Path, rank: int, world_size: int, parent: int, objects: Mapp
             f"the state of trial {parent} does not fit: {words}. Values on which the shape of the model depends stay "
             "with its state by trial.keep('width', ...)."
         ) from None
-    ACTIVE.put(own.get("plan"), ACTIVE.how_to_load(own.get("plan"), same_world=True))
+    plan = own.get("plan")
+    ACTIVE.put(plan, ACTIVE.how_to_load(plan, same_world=True), stateful_objects.modules(objects))
     for name, state in own["loaders"].items():
         _put_loader(objects[name], state)
     _keep_settings(objects, made)

@@ -23,7 +23,7 @@ from distributed import Client, LocalCluster
 from jupyter_llmcloud.cluster.data import planning, preparation
 from jupyter_llmcloud.cluster.data.preparation import Preparation, PreparationProgress
 from jupyter_llmcloud.cluster.data.recipe import Recipe
-from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.datasets import filesystem, manifest
 from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Manifest
 from jupyter_llmcloud.storage.datasets.shards import ShardReader, read_all
@@ -263,6 +263,12 @@ def test_data_comes_out_of_s3_and_goes_into_it(s3: dict[str, Any], source: Path)
     with pytest.raises(Exception, match=r"'s3://bucket/wrong/\*.txt' matches no file"):
         planning.plan(made, ["s3://bucket/wrong/*.txt"], 1500)
     assert b"key" not in filesystem.read_bytes(f"{out}/manifest.json", s3).replace(b'"key":', b""), "no secret is kept"
+
+
+def test_a_bucket_whose_name_is_wrong_is_said_and_not_made(s3: dict[str, Any]) -> None:
+    with pytest.raises(NotFound, match=r"'s3://buckett/out/manifest\.json' is not there"):
+        filesystem.replace("s3://buckett/out/manifest.json", b"{}", s3)
+    assert not filesystem.filesystem("s3://buckett", s3)[0].exists("buckett")
 
 
 def ask_moto(url: str, body: bytes) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +81,74 @@ def test_what_cannot_go_along_is_named(last: SourceCell, earlier: list[SourceCel
     with pytest.raises(UsageError) as refused:
         needed_cells(last, earlier)
     assert words in str(refused.value)
+
+
+LATE = "def make():\n    return build(width, lr)"
+
+
+@pytest.mark.parametrize("last", ["print(make())", "torch.manual_seed(1)\nprint(make())"], ids=["exact", "seeds"])
+def test_what_a_function_reads_is_what_cells_after_its_own_have_bound(last: str) -> None:
+    earlier = [
+        SourceCell("old", "width = 8"),
+        SourceCell("defines", LATE + "\ndef build(*of): return of", pushed={"lr": "1"}),
+        SourceCell("imports", "import torch"),
+        SourceCell("new", "width = 16"),
+        SourceCell("other", "height = 3"),
+    ]
+    parts, _ = needed_cells(SourceCell("last", last, pushed={"lr": "2"}), earlier)
+    kept = [part.cell.run_id for part in parts if part.cell.run_id != "imports"]
+    assert kept == ["defines", "new", "last"] and parts[-1].assigned == (("lr", "2"),)
+    parts, _ = needed_cells(SourceCell("last", last, pushed={"lr": "2"}), earlier[1:])
+    assert "new" in [part.cell.run_id for part in parts], "also where there was none before"
+
+
+def test_a_function_may_read_what_the_last_cell_binds() -> None:
+    earlier = [SourceCell("trains", "model = load()"), SourceCell("defines", "def evaluate():\n    return model(3)")]
+    parts, _ = needed_cells(SourceCell("last", "import torch\ntorch.manual_seed(0)\nmodel = abs\nevaluate()"), earlier)
+    assert [part.cell.run_id for part in parts] == ["defines", "last"]
+
+
+def test_a_function_that_was_defined_anew_needs_nothing_of_its_first_form() -> None:
+    earlier = [
+        SourceCell("typo", "def assist():\n    return lenn"),
+        SourceCell("again", "def assist():\n    return len"),
+    ]
+    last = SourceCell("last", "main()")
+    parts, _ = needed_cells(last, [SourceCell("main", "def main():\n    assist()"), *earlier])
+    assert [part.cell.run_id for part in parts] == ["main", "again", "last"]
+    parts, _ = needed_cells(last, [earlier[0], SourceCell("main", "def main():\n    assist()"), earlier[1]])
+    assert [part.cell.run_id for part in parts] == ["main", "again", "last"]
+
+
+def test_what_is_changed_after_a_function_that_reads_it_goes_along() -> None:
+    earlier = [
+        SourceCell("config", "import types\ncfg = types.SimpleNamespace(width=8)"),
+        SourceCell("defines", "def make():\n    return cfg.width"),
+        SourceCell("changes", "cfg.width = 16"),
+    ]
+    parts, notes = needed_cells(SourceCell("last", "print(make())", spec={"seed": 1}), earlier)
+    assert [part.cell.run_id for part in parts] == ["config", "defines", "changes", "last"] and not notes
+
+
+@pytest.mark.parametrize("last", ["print(rank)", "torch.manual_seed(1)\nprint(rank)"], ids=["exact", "seeds"])
+def test_a_name_that_ranks_are_given_is_that_of_the_cell_which_bound_it(last: str) -> None:
+    earlier = [
+        SourceCell("own", "rank = 8"),
+        SourceCell("imports", "import torch"),
+        SourceCell("other", "y = [device]"),
+    ]
+    parts, _ = needed_cells(SourceCell("last", last), earlier)
+    assert "own" in [part.cell.run_id for part in parts]
+    parts, _ = needed_cells(SourceCell("last", last, pushed={"rank": "4", "device": ""}), earlier)
+    assert parts[-1].assigned == (("rank", "4"),) and "own" not in [part.cell.run_id for part in parts]
+
+
+def test_a_name_of_pythons_own_that_a_cell_has_bound_is_that_cells() -> None:
+    earlier = [SourceCell("makes", "input = make = max = dict"), SourceCell("defines", "def show():\n    print(max)")]
+    parts, _ = needed_cells(SourceCell("last", "show()", spec={"seed": 1}), earlier)
+    assert [part.cell.run_id for part in parts] == ["makes", "defines", "last"]
+    parts, _ = needed_cells(SourceCell("last", "for input in [1]:\n    print(input)"), earlier)
+    assert [part.cell.run_id for part in parts] == ["last"]
 
 
 def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
@@ -193,6 +264,44 @@ def test_plain_values_are_written_as_they_are(value: object) -> None:
 @pytest.mark.parametrize("value", [object(), math.nan, math.inf, [object()], "x" * 3000, set(), range(3)])
 def test_other_values_have_no_literal(value: object) -> None:
     assert literal(value) == ""
+
+
+def test_a_run_of_a_tracker_is_that_of_the_cell_which_made_it() -> None:
+    earlier = [SourceCell("begins", "import wandb\nrun = wandb.init()")]
+    run = ExportedRun(SourceCell("last", "print(run.summary)"), "last", 1)
+    assert "print(run.summary)" in export(run, earlier, "train.py").text
+
+
+def test_this_package_is_known_by_the_name_that_an_earlier_cell_gave_it() -> None:
+    earlier = [SourceCell("imports", "import jupyter_llmcloud as lc")]
+    text = export(ExportedRun(SourceCell("last", "lc.run.log(loss=1)"), "last", 1), earlier, "train.py").text
+    assert "\nrun.log(loss=1)" in text
+    with pytest.raises(UsageError, match=r"lc\.data \(line 1\)"):
+        export(ExportedRun(SourceCell("last", "lc.data.load('x')"), "last", 1), earlier, "train.py")
+
+
+REBINDS = """\
+json, rank, device, dist, run, world_size = {"a": 1}, 8, "cpu", print, None, 3
+import torch
+from random import random
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+accelerator = Accelerator()
+model = DistributedDataParallel(torch.nn.Linear(2, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+accelerator.log({"drawn": torch.rand(()).item(), "first": torch.initial_seed()})
+"""
+
+
+def test_a_script_does_what_it_has_to_whatever_its_cells_call_their_variables(tmp_path: Path) -> None:
+    run = ExportedRun(SourceCell("r-1", REBINDS, spec={"seed": 3, "save": ["model"]}), "r", 1)
+    (tmp_path / "train.py").write_text(export(run, [], "train.py").text)
+    command = [sys.executable, "train.py"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0 and '{"drawn": ' in ended.stdout, ended.stderr
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.pt"]
 
 
 def test_a_script_is_python_that_says_how_it_is_launched() -> None:

@@ -137,6 +137,25 @@ def test_metrics_of_accelerate_are_logged_on_every_rank_beside_other_trackers(wo
     assert [row.get("step") for n, row in outcome.metrics if n == 0 and "values" in row] == [0, 1, 2]
 
 
+def test_a_tracker_that_fails_is_named_once_and_ends_no_training(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        from accelerate import Accelerator
+        from accelerate.tracking import GeneralTracker
+        class Own(GeneralTracker):
+            name, requires_logging_directory, tracker = "own", False, None
+            def store_init_configuration(self, values): pass
+            def log(self, values, step=None, **options): raise OSError("is down")
+        accelerator = Accelerator(log_with=Own())
+        accelerator.init_trackers("project")
+        for step in range(3):
+            accelerator.log({"loss": 1.0 + step}, step=step)
+        """
+    )
+    assert outcome.text(0, "stderr").count("the tracker 'own' could not log (OSError: is down)") == 1
+    assert outcome.values("loss", 0) == outcome.values("loss", 1) == [1.0, 2.0, 3.0]
+
+
 def test_gradients_are_averaged_over_the_ranks(world: Ranks) -> None:
     outcome = world.ok(
         """

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from jupyter_llmcloud.core.parallel.plan import parse_plan
 from jupyter_llmcloud.training.parallel.strategies.diloco import DiLoCo
+from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD
 
 LR, OUTER_LR, MOMENTUM = 0.1, 0.7, 0.9
 
@@ -58,3 +59,29 @@ def test_the_end_of_a_cell_is_an_outer_step_only_of_what_was_trained_since_the_l
 def test_what_is_under_way_at_the_end_of_a_cell_is_applied_once() -> None:
     plan = f"diloco:2,outer-lr={OUTER_LR},momentum={MOMENTUM},delay=1"
     assert trained(plan, 2) == pytest.approx(outer(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plan"), [(LocalSGD, "local-sgd:4"), (DiLoCo, "diloco:4")], ids=["local-sgd", "diloco"]
+)
+def test_a_checkpoint_knows_models_by_their_names_and_not_by_their_order(kind: type[LocalSGD], plan: str) -> None:
+    def made(*names: str) -> tuple[LocalSGD, dict[str, torch.nn.Module]]:
+        strategy = kind(parse_plan(plan), 0, 1, torch.device("cpu"))
+        return strategy, {name: strategy.parallelize(torch.nn.Linear(1, 1), None) for name in names}
+
+    def step(strategy: LocalSGD, model: torch.nn.Module, num: int) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        for _ in range(num):
+            strategy.after_step(optimizer)
+
+    strategy, models = made("other", "model")
+    step(strategy, models["other"], 3)
+    step(strategy, models["model"], 5)
+    saved = strategy.state(lambda _, tensor: tensor.clone(), {"model": models["model"]})
+    again, only = made("model")
+    again.put(saved, only)
+    assert [(replica.num_steps, replica.num_left) for replica in again.replicas] == [
+        (replica.num_steps, replica.num_left) for replica in strategy.replicas[1:]
+    ]
+    strategy.forget()
+    assert not strategy.replicas, "models that a new rank has no part of are trained together no more"

@@ -62,7 +62,7 @@ def test_a_model_that_an_earlier_cell_has_prepared_goes_on_from_its_checkpoint(
     model = prepared(strategy)
     strategy.begin("fails")
     train(strategy, model, 4)
-    saved = strategy.state(lambda name, tensor: tensor.clone())
+    saved = strategy.state(lambda name, tensor: tensor.clone(), {"model": model})
     weight = model.weight.detach().clone()
     train(strategy, model, 2)
     strategy.close()
@@ -71,7 +71,7 @@ def test_a_model_that_an_earlier_cell_has_prepared_goes_on_from_its_checkpoint(
     if begins:
         train(strategy, model, 1)
     model.weight.data.copy_(weight)
-    strategy.put(saved)
+    strategy.put(saved, {"model": model})
     train(strategy, model, 4)
     strategy.end()
     assert model.weight.item() == undisturbed.weight.item()
@@ -86,7 +86,7 @@ def test_a_model_whose_values_come_from_elsewhere_is_what_the_server_holds(strat
 
     strategy.begin("resumed")
     model.weight.data.fill_(3.0)
-    strategy.put(None)
+    strategy.put(None, {"model": model})
     train(strategy, model, 1)
     strategy.end()
     assert model.weight.item() == 3.0 - 0.125 * 1.5  # the step, and its momentum

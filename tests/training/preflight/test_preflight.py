@@ -57,6 +57,17 @@ def test_what_a_cell_keeps_with_its_run_is_left_nowhere(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+PRECISION = "os.environ['ACCELERATE_MIXED_PRECISION']"
+
+
+def test_each_cell_finds_the_arguments_and_the_precision_that_it_had() -> None:
+    (cell,) = _cell(f"assert sys.argv[1:] == ['--lr', '1'] and {PRECISION} == 'no'").parts
+    code = f"import os, sys\nassert sys.argv[1:] == [] and {PRECISION} == 'bf16'"
+    earlier = {**cell, "filename": "<earlier>", "code": code, "arguments": [], "precision": "bf16"}
+    report = rehearse(CellText([earlier, cell], arguments=["--lr", "1"]), None)
+    assert report.is_good, report.lines
+
+
 GROUPS = """\
 import torch, torch.distributed as dist
 own = dist.new_group([0])

@@ -14,7 +14,7 @@ import pickle
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from jupyter_llmcloud.training.parallel.asynchronous.rows import SharedPasses, a
 from jupyter_llmcloud.training.parallel.asynchronous.server import ParameterServer
 from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
 from jupyter_llmcloud.training.parallel.asynchronous.wire import as_bytes, as_tensor, close_in_children
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models
 from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, differences, unpack
 
 _children_are_told = False
@@ -73,7 +74,10 @@ class ServedReplica(ModelReplica):
         pulled: its values when this worker has asked for them last, flat.
         round_steps: of the present round.
         begun: when it began, in seconds of the clock that stands still while this worker waits for others.
+        session: of the cell that has prepared or trained it last.
     """
+
+    session = ""
 
     def __init__(self, model: torch.nn.Module, number: int, round_steps: int) -> None:
         super().__init__(model)
@@ -135,6 +139,12 @@ class AsyncParameterServer(LocalSGD):
         return [one for one in self.replicas if isinstance(one, ServedReplica) and one.model is not None]
 
     @property
+    def _in_cell(self) -> list[ServedReplica]:
+        """Those that this cell has prepared or trained; others live on some ranks only, until they are collected."""
+        served = self._served
+        return [one for one in served if one.session == self._session] or served
+
+    @property
     def _is_server(self) -> bool:
         return self.rank < self._num_servers
 
@@ -153,6 +163,7 @@ class AsyncParameterServer(LocalSGD):
         dist.all_gather_object(table, (own, self._server.address if self._server else None, self._token))
         number = max(row[0] for row in table)  # a rank that has replaced another counts anew
         replica = ServedReplica(model, number, self.plan.sizes[0])
+        replica.session = self._session
         self._serve(replica)
         self._connect([row[1] for row in table if row[1]], [row[2] for row in table if row[1]])
         return replica
@@ -192,6 +203,7 @@ class AsyncParameterServer(LocalSGD):
 
     def stepped(self, replica: ModelReplica) -> None:
         assert isinstance(replica, ServedReplica)
+        replica.session = self._session
         self._open()
         if replica.num_left >= replica.round_steps:
             with TIMES.within(BLOCKED):
@@ -221,7 +233,7 @@ class AsyncParameterServer(LocalSGD):
 
     def shared_pass(self, loader: Any, own: Iterator[Any]) -> Iterator[Any]:
         """A pass over a loader: the share of this worker, and while models train what lost workers have left, too."""
-        if not any(replica.model is not None and replica.model.training for replica in self._served):
+        if not any(replica.model is not None and replica.model.training for replica in self._in_cell):
             return own
         if self.world_size == 1 or (sampler := adopt(loader)) is None:
             return own
@@ -230,7 +242,7 @@ class AsyncParameterServer(LocalSGD):
 
     def _end_phase(self, key: str, phase: int) -> tuple[list[int], dict[int, Place]]:
         """Everything is sent before the others are waited for; all begin what comes next with the same values."""
-        served = [replica for replica in self._served if replica.model is not None and replica.model.training]
+        served = [replica for replica in self._in_cell if replica.model is not None and replica.model.training]
         for replica in served:
             if replica.num_left:
                 self._push(replica)
@@ -260,7 +272,7 @@ class AsyncParameterServer(LocalSGD):
             moved = torch.stack([torch.zeros_like(first), *(differences(other, first) for other in others)]).mean(0)
             unpack(first + moved, buffers)
         if self.rank == 0 and served:
-            self._say(self._servers.about(served[0].number))
+            self._say(self._servers.about(served[-1].number))
 
     def _say(self, about: dict[str, Any]) -> None:
         rounds = ", ".join(f"{number} (lost)" if at in about["lost"] else str(number)
@@ -293,7 +305,7 @@ class AsyncParameterServer(LocalSGD):
 
     # --- checkpoints ---
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+    def state(self, copy: Copy, models: Models) -> Any:
         """A checkpoint is where all workers meet and exchange: each of them saves the one model that the servers hold.
 
         So another plan, and whoever serves the checkpoint, has what all have learned.
@@ -307,7 +319,10 @@ class AsyncParameterServer(LocalSGD):
         self._servers.meet()
         for replica in served:
             replica.adopt(self._servers.pull(replica.number))
-        found = [[replica.num_steps, replica.round_steps, self._state_of(replica)] for replica in served]
+        found = {}
+        for address, own in self.addressed(models):
+            assert isinstance(own, ServedReplica)
+            found[address] = [own.num_steps, own.round_steps, self._state_of(own)]
         self._servers.meet()  # until here nobody has sent anything new
         return found
 
@@ -315,7 +330,7 @@ class AsyncParameterServer(LocalSGD):
         shard = self._server.shard(replica.number) if self._server is not None else None
         return shard.state() if shard is not None else None
 
-    def put(self, state: Any) -> None:
+    def put(self, state: Any, models: Models) -> None:
         if not self._served:
             return
         try:
@@ -323,7 +338,9 @@ class AsyncParameterServer(LocalSGD):
         except UsageError:
             return  # they have gone, as whoever trains such a model is told
         self._servers.meet()
-        for replica, saved in zip(self._served, state or [None] * len(self._served), strict=False):
+        addresses = {id(known): address for address, known in self.addressed(models)}
+        for replica in self._served:
+            saved = (state or {}).get(addresses.get(id(replica), ""))
             replica.restart()
             shard = self._server.shard(replica.number) if self._server is not None else None
             if shard is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.group import shared_draws
 from jupyter_llmcloud.training.parallel.balance import BALANCE, DataRanks
 from jupyter_llmcloud.training.parallel.mesh import MESHES
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models, Strategy
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
 
 
@@ -72,6 +71,7 @@ class ActivePlan:
         self._is_first_step = False
         self._last: Strategy | None = None
         self._plan = ParallelPlan()
+        self._is_on_all = True
         self._former: dict[str, str | None] = {}
 
     def install(self) -> None:
@@ -84,6 +84,7 @@ class ActivePlan:
         plan = parse_plan(cell.plan or "ddp")
         self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
         self._is_first_step = plan.kind != "ddp" and world_size > 1
+        self._is_on_all = len(cell.ranks) in (0, world_size)
         self._former = {name: os.environ.get(name) for name in cell.environment}
         if cell.environment:
             os.environ.update(cell.environment)
@@ -105,8 +106,11 @@ class ActivePlan:
         return self.strategy
 
     def end(self) -> None:
-        """The cell has ended well, on every rank: replicas become one model."""
-        if self.strategy is not None:
+        """The cell has ended well, on every rank: replicas become one model.
+
+        One that a rank executes alone, as it does what others have defined before it came, waits for nobody.
+        """
+        if self.strategy is not None and self._is_on_all:
             self.strategy.end()
 
     def close(self) -> None:
@@ -167,6 +171,8 @@ class ActivePlan:
         dist.all_gather_object(signatures, (own, MESHES.dimensions()), group)
         if any(signature != signatures[0] for signature in signatures):
             MESHES.forget()  # a rank is new: it has no part of these models
+            if self._last is not None:
+                self._last.forget()
             return 0
         MESHES.renew()
         if self._last is not None:
@@ -175,9 +181,10 @@ class ActivePlan:
 
     # --- checkpoints ---
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, Any]:
-        """What a checkpoint says of the plan."""
-        return {"text": self._plan.text, "state": self.strategy.state(copy) if self.strategy is not None else None}
+    def state(self, copy: Copy, models: Models) -> dict[str, Any]:
+        """What a checkpoint of these models says of the plan."""
+        own = self.strategy.state(copy, models) if self.strategy is not None else None
+        return {"text": self._plan.text, "state": own}
 
     def how_to_load(self, saved: dict[str, Any] | None, same_world: bool) -> str:
         """What of a checkpoint of this plan is loaded: "own", "whole" (put together), "first" (rank's for all).
@@ -197,10 +204,10 @@ class ActivePlan:
             return "first"
         return "own" if is_same and same_world else "whole"
 
-    def put(self, saved: dict[str, Any] | None, how: str) -> None:
-        """The models are restored: so is what belongs to the plan."""
+    def put(self, saved: dict[str, Any] | None, how: str, models: Models) -> None:
+        """These models are restored: so is what belongs to the plan."""
         if self.strategy is not None:
-            self.strategy.put(saved["state"] if saved is not None and how == "own" else None)
+            self.strategy.put(saved["state"] if saved is not None and how == "own" else None, models)
 
 
 ACTIVE = ActivePlan()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from jupyter_llmcloud.core.parallel.plan import ParallelPlan
+
+Copy = Callable[[str, torch.Tensor], torch.Tensor]
+Models = Mapping[str, torch.nn.Module]  # by their addresses in a checkpoint
 
 
 class Strategy:
@@ -60,15 +63,21 @@ class Strategy:
     def end(self) -> None:
         """The cell has come to its end on every rank: they hold one model afterwards."""
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
-        """What a checkpoint needs besides models and optimizers, with tensors copied by `copy(name, tensor)`."""
+    def state(self, copy: Copy, models: Models) -> Any:
+        """What a checkpoint needs besides models and optimizers, with tensors copied by `copy(name, tensor)`.
+
+        `models`: those that it holds. Others, of earlier cells, a process that replaces this one may not have.
+        """
         return None
 
-    def put(self, state: Any) -> None:
+    def put(self, state: Any, models: Models) -> None:
         """The inverse of `state`, of the same plan on as many ranks; None: the models have come from elsewhere."""
 
     def broken(self) -> None:
         """The group of the world was renewed: what was under way is lost."""
+
+    def forget(self) -> None:
+        """A rank of the renewed world has no part of the models there are: they are trained together no more."""
 
 
 def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:

@@ -7,13 +7,13 @@ outer gradients may travel in 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.core.parallel.outer_schedule import OuterSchedule, fragments_of
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models
 from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, average_buffers, unpack
 from jupyter_llmcloud.training.parallel.strategies.quantized_mean import quantized_mean
 
@@ -137,31 +137,33 @@ class DiLoCo(LocalSGD):
         replica.num_left = 0
 
     def broken(self) -> None:
+        super().broken()
         for replica in self.replicas:
             if isinstance(replica, FragmentedReplica):
                 for fragment in replica.fragments:
                     fragment.forget_sent()
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
-        found = []
-        for at, replica in enumerate(self.replicas):
+    def state(self, copy: Copy, models: Models) -> Any:
+        found = {}
+        for address, replica in self.addressed(models):
             assert isinstance(replica, FragmentedReplica)
             fragments = [
-                {name: copy(f"outer {at} {number} {name}", value) for name, value in fragment.state().items()}
+                {name: copy(f"outer {address} {number} {name}", value) for name, value in fragment.state().items()}
                 for number, fragment in enumerate(replica.fragments)
             ]
-            found.append([replica.num_steps, replica.num_left, fragments])
+            found[address] = [replica.num_steps, replica.num_left, fragments]
         return found
 
-    def put(self, state: Any) -> None:
+    def put(self, state: Any, models: Models) -> None:
         if state is None:  # the models come from another plan, or from one rank: all hold the same
             for replica in self.replicas:
                 assert isinstance(replica, FragmentedReplica)
                 for fragment in replica.fragments:
                     fragment.restart()
             return
-        for replica, (num_steps, num_left, fragments) in zip(self.replicas, state, strict=False):
+        for address, replica in self.addressed(models):
             assert isinstance(replica, FragmentedReplica)
-            replica.num_steps, replica.num_left = num_steps, num_left
-            for fragment, saved in zip(replica.fragments, fragments, strict=True):
-                fragment.put(saved)
+            if address in state:
+                replica.num_steps, replica.num_left, fragments = state[address]
+                for fragment, saved in zip(replica.fragments, fragments, strict=True):
+                    fragment.put(saved)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy, trained
+from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models, Strategy, trained
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 
 class ModelReplica:
@@ -18,8 +19,11 @@ class ModelReplica:
 
     Attributes:
         parameters: those that are trained.
-        num_steps: of its optimizer, since it was prepared.
+        num_steps: of its optimizer, since it was prepared or the group was renewed.
+        serial: the same on all ranks that hold it.
     """
+
+    serial = 0
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = weakref.ref(model)
@@ -51,12 +55,15 @@ class LocalSGD(Strategy):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.replicas: list[ModelReplica] = []
+        self._num_made = 0
 
     def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
         begin_alike(model, self.plan.text)
         model.to(self.device)
         self.replicas = [replica for replica in self.replicas if replica.model is not None]
-        self.replicas.append(self.make_replica(model))
+        replica = self.make_replica(model)
+        replica.serial, self._num_made = self._num_made, self._num_made + 1
+        self.replicas.append(replica)
         return model
 
     def make_replica(self, model: torch.nn.Module) -> ModelReplica:
@@ -82,16 +89,37 @@ class LocalSGD(Strategy):
         replica.num_left = 0
 
     def end(self) -> None:
-        for replica in self.replicas:
-            if replica.model is not None and replica.num_left:
+        """Models of cells that have failed may live on some ranks only, and have made other numbers of steps there."""
+        alive = [(replica, model) for replica in self.replicas if (model := replica.model) is not None]
+        every: list[dict[int, int]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(every, {replica.serial: replica.num_left for replica, _ in alive})
+        for replica, _ in alive:
+            left = [counts.get(replica.serial) for counts in every]
+            if None not in left and any(left):
                 self.exchange(replica)
 
-    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
-        return [[replica.num_steps, replica.num_left] for replica in self.replicas]
+    def broken(self) -> None:
+        for replica in self.replicas:  # ranks were at different steps
+            replica.num_steps = 0
 
-    def put(self, state: Any) -> None:
-        for replica, counts in zip(self.replicas, state or (), strict=False):
-            replica.num_steps, replica.num_left = counts
+    def state(self, copy: Copy, models: Models) -> Any:
+        return {address: [replica.num_steps, replica.num_left] for address, replica in self.addressed(models)}
+
+    def put(self, state: Any, models: Models) -> None:
+        for address, replica in self.addressed(models):
+            replica.num_steps, replica.num_left = (state or {}).get(address, (0, 0))
+
+    def addressed(self, models: Models) -> Iterator[tuple[str, ModelReplica]]:
+        """The replicas of these models, each once."""
+        for replica in self.replicas:
+            if (own := replica.model) is not None:
+                found = (address for address, model in models.items() if unwrapped(model) is unwrapped(own))
+                if (address := next(found, None)) is not None:
+                    yield address, replica
+
+    def forget(self) -> None:
+        self.replicas.clear()
+        self._num_made = 0
 
 
 def average(tensors: list[torch.Tensor]) -> None:

@@ -209,7 +209,7 @@ class CellState:
                 [item for item in found if self._may_have_gradients(item.value)], stager.copy
             ),
             "is_between_steps": self._optimizers.is_between_steps,
-            "plan": ACTIVE.state(stager.copy),
+            "plan": ACTIVE.state(stager.copy, {item.address: item.value for item in found if item.is_module}),
             "objects": stateful_objects.take(found, False, stager.copy, stager.copy_later),
         }
         if not (self.is_first or borrows):
@@ -263,7 +263,7 @@ class CellState:
                 f"it was saved between two steps, with gradients of {saved['world_size']} ranks: resume it on as many."
             )
         stateful_objects.put_gradients(saved["gradients"], table)
-        ACTIVE.put(saved.get("plan"), how)
+        ACTIVE.put(saved.get("plan"), how, stateful_objects.modules(table))
         # By --resume, in attempt 0, the cell may have been edited, too.
         kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
         self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
