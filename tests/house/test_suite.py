@@ -207,6 +207,7 @@ def test_it():
 """
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_what_a_crashed_worker_has_left_is_ended_and_removed(
     mini: Callable[..., pytest.RunResult], pytester: pytest.Pytester
@@ -233,6 +234,7 @@ def test_it():
 """
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_what_a_killed_pytest_has_left_is_ended_and_removed(

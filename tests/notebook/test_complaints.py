@@ -15,7 +15,7 @@ from jupyter_llmcloud.storage.runs import RunStore
 from tests.notebook.test_distribute_notebook import Notebook
 from tests.support.worlds import Ranks, numbered_lines, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story, pytest.mark.slow]
 
 # A notebook that has trained alone: threads of OpenMP, a process group, an Accelerator, a device that was touched.
 USED = """

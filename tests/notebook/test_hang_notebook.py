@@ -10,7 +10,7 @@ import pytest
 from jupyter_llmcloud.client.rest import ServerClient
 from tests.notebook.test_distribute_notebook import Notebook
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,11 @@ def num_steps(name: str) -> int:
     return sum("values" in values for rank, values in RunStore().find(name).records("metrics") if rank == 0)
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "name"),
-    [pytest.param("restart", "restarted", marks=pytest.mark.story), ("shut down and open again", "opened-again")],
+    [("restart", "restarted"), ("shut down and open again", "opened-again")],
 )
 def test_a_run_goes_on_when_its_kernel_is_ended_and_is_found_again(server: NotebookServer, end: str, name: str) -> None:
     notebook = server.open(f"{name}.ipynb")
@@ -88,6 +89,7 @@ def test_a_run_goes_on_when_its_kernel_is_ended_and_is_found_again(server: Noteb
     notebook.ok("%world stop")
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_the_notebooks_stop_is_still_a_stop_and_a_stopped_run_is_shown_as_one(server: NotebookServer) -> None:
     notebook = server.open("stopped.ipynb")

@@ -23,7 +23,7 @@ from jupyter_llmcloud.storage.runs import RunStore
 from tests.support.pace import slowness
 from tests.support.worlds import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story, pytest.mark.slow]
 
 CELLS = {
     "load": "%load_ext jupyter_llmcloud",
@@ -301,7 +301,6 @@ def kernel() -> Iterator[Kernel]:
     kernel.end()
 
 
-@pytest.mark.story
 @pytest.mark.alone
 def test_ten_megabytes_of_each_rank_leave_the_kernel_responsive(kernel: Kernel) -> None:
     """In the background, followed from a thread, and in the cell itself; as lines, as a bar, as one line."""

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.storage.runs import RunStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story, pytest.mark.slow]
 
 CELLS = {
     "load": "%load_ext jupyter_llmcloud\nimport jupyter_llmcloud as lc, time",

@@ -23,7 +23,7 @@ from tests.support import leaks
 from tests.support.worlds import until
 
 pytest_plugins = ["tests.support.server_fixtures"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story, pytest.mark.slow]
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "JUPYTER_TOKEN")
 TRAIN = """import os, time, torch
