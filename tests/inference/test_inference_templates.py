@@ -24,6 +24,7 @@ from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt
 from jupyter_llmcloud.inference.openai.requests import decode_chat
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_level_tokenizer, one_thread, save_tiny_llama
+from tests.support.worlds import until
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -123,7 +124,9 @@ def test_a_process_that_does_not_start_is_told_and_the_next_one_is_tried(
 
 def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     templates.render(CHAT_TEMPLATE, {}, MESSAGES)
-    templates._idle[0]._process.kill()
+    [process] = templates._idle
+    process._process.kill()
+    until(process._has_said_something, "all that was forked for it has gone")
     with pytest.raises(TemplateFailed, match="ended the process that rendered it"):
         templates.render(CHAT_TEMPLATE, {}, MESSAGES)
     assert templates.render("fine", {}, MESSAGES) == "fine"

@@ -270,7 +270,9 @@ async def test_an_endpoint_serves_the_model_of_a_run(server: Server) -> None:
     assert told.json()["url"] == f"{server.url}/llmcloud/v1"
     ready = (await server.ask("GET", "llmcloud/api/endpoints/poet?wait_s=20")).json()
     assert ready["state"] == "ready" and len(ready["revision"]) == 12
-    assert [set(replica) for replica in ready["replicas"]] == [{"id", "pid", "state", "in_flight", "revision"}]
+    assert [set(replica) for replica in ready["replicas"]] == [
+        {"cluster", "id", "pid", "state", "in_flight", "revision"}
+    ]
     [replica] = server.context.endpoints.get("poet").stored.replicas
     assert replica.token and replica.token not in json.dumps(ready) and '"token"' not in json.dumps(ready)
 

@@ -114,8 +114,7 @@ class Proxy:
         self._replica: ReplicaClient | None = None
         self._first_byte_s: float | None = None
         self._tokens = UNKNOWN
-        self._streams = False
-        self._copier: _StreamCopy | None = None  # once a stream is passed on
+        self._stream: _StreamCopy | None = None  # once one is passed on
         self._status = 0
         self._outcome = "done"
         self.answer_s = 0.0
@@ -168,7 +167,7 @@ class Proxy:
         """Tell the client: as the answer, or as the last event of a stream, which then has no [DONE]."""
         self._status = self._status or error.status
         self._outcome = outcome or error.code or "refused"
-        if not self._streams:
+        if self._stream is None:
             raise error
         self._sink.end(b"data: " + msgspec.json.encode(self._sink.error_body(error)) + b"\n\n", STREAM)
 
@@ -242,36 +241,38 @@ class Proxy:
         """Something of an answer has come: who takes it and the rest, in the moment in which it comes."""
         if answer.status != 200 or answer.content_type != STREAM:
             return None
-        self._begin(answer, streams=True)
-        self._copier = _StreamCopy(self._sink)
-        return self._copier.take
+        return self._begin_stream(answer).take
 
-    def _begin(self, answer: ReplicaAnswer, *, streams: bool) -> None:
+    def _begin_stream(self, answer: ReplicaAnswer) -> _StreamCopy:
+        self._begin(answer, _STREAM_HEADERS)
+        self._stream = _StreamCopy(self._sink)
+        return self._stream
+
+    def _begin(self, answer: ReplicaAnswer, more: Mapping[str, str]) -> None:
         self._first_byte_s = time.perf_counter() - self._request.began
         headers = {name: answer.headers[lower] for lower, name in _PASSED_ON.items() if lower in answer.headers}
         self._status = answer.status
         if self._replica is not None:
             headers[REVISION] = str(self._replica.stored.revision)
-        self._sink.begin(answer.status, {**headers, **(_STREAM_HEADERS if streams else {})})
-        self._streams = streams
+        self._sink.begin(answer.status, {**headers, **more})
 
     async def _copy(self, answer: ReplicaAnswer) -> None:
-        if self._copier is not None:
-            await self._stream(self._copier, answer.takes_more, answer)
+        if self._stream is not None:
+            await self._pass_on(self._stream, answer.takes_more, answer)
             return
         streams = answer.content_type == STREAM
         first = await (answer.readany() if streams else answer.read())
         if streams and not first:
             raise BrokenAnswer("it ended its answer before that had begun")
-        self._begin(answer, streams=streams)
         if streams:
-            copy = _StreamCopy(self._sink)
-            await self._stream(copy, copy.take(first), answer)
+            copy = self._begin_stream(answer)
+            await self._pass_on(copy, copy.take(first), answer)
         else:
+            self._begin(answer, {})
             self._tokens = usage_in_body(first)
             self._sink.end(first, answer.headers.get("content-type", "application/json"))
 
-    async def _stream(self, copy: _StreamCopy, takes_more: bool, answer: ReplicaAnswer) -> None:
+    async def _pass_on(self, copy: _StreamCopy, takes_more: bool, answer: ReplicaAnswer) -> None:
         try:
             while not (takes_more and await answer.copy_to(copy.take)):
                 await self._sink.drained()
