@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -71,17 +72,24 @@ class RandomStreams:
         self.begin(seed, self._rank, self._world_size)
 
     def begin_training(self, parameters: Iterable[Any]) -> None:
-        """A model with these parameters is about to be trained: ranks part, unless they share its activations."""
+        """A model with these parameters is about to be trained: ranks part, unless the cell itself has cut it.
+
+        Of a plan it is known which ranks share a batch; of a cell that cuts its model, that it may be all of them.
+        """
         if self._has_begun:
             return
         self._has_begun = True
         # After steps this cell was resumed, and the numbers of its checkpoint are in place.
-        if not self._holds or self._num_steps() or any(isinstance(parameter, DTensor) for parameter in parameters):
+        if not self._holds or self._num_steps() or (self._is_of_no_plan and _is_cut(parameters)):
             return
         assert self._seed is not None
         self._order = torch.Generator().manual_seed(self._seed)
         if self._rank:
             _seed_apart(_mixed(self._seed, self._rank))
+
+    @property
+    def _is_of_no_plan(self) -> bool:
+        return not dist.is_initialized() or self._world_size == dist.get_world_size()
 
     @property
     def _holds(self) -> bool:
@@ -124,6 +132,10 @@ class RandomStreams:
 
 
 STREAMS = RandomStreams()
+
+
+def _is_cut(parameters: Iterable[Any]) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in parameters)
 
 
 def _mixed(seed: int, rank: int) -> int:

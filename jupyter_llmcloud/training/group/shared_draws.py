@@ -17,11 +17,11 @@ import torch.distributed as dist
 from jupyter_llmcloud.training.checkpoint import rng
 
 
-def draw_alike() -> None:
-    """From now on the generators of all ranks are those of the first one. All must call it."""
-    state: list[Any] = [rng.snapshot()]
-    dist.broadcast_object_list(state, src=0)
-    rng.restore(state[0])
+def draw_alike(data_rank: int) -> None:
+    """From now on the generators of ranks with this share of the data are those of the first one. All must call it."""
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (data_rank, rng.snapshot()))
+    rng.restore(next(state for share, state in told if share == data_rank))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,17 @@ def test_ranks_that_share_a_batch_draw_the_same_one(world: Ranks, plan: str, see
     drawn = world.pull("drawn", 0)
     assert world.pull("drawn", 1) == drawn
     assert all(one != other for one, other in itertools.pairwise(drawn))
+
+
+@pytest.mark.parametrize("seed", [None, 3], ids=["unseeded", "seeded"])
+def test_ranks_that_share_no_batch_draw_other_ones(new_world: Any, seed: int | None) -> None:
+    world = new_world(4)
+    world.ok(f"PIPELINE = False\n{MODEL}{BY_HAND}", plan="tp+fsdp", seed=seed)
+    first, second, third, fourth = (world.pull("drawn", rank) for rank in range(4))
+    assert first == second and third == fourth
+    own = 2 if seed is None else 3  # torch's generator is alike in all processes until somebody seeds it
+    for one, other in zip(first[1:], third[1:], strict=True):
+        assert all(number != another for number, another in zip(one[:own], other[:own], strict=True))
 
 
 def test_what_stages_drop_differs_from_step_to_step_and_between_them(world: Ranks) -> None:

@@ -134,7 +134,7 @@ class ActivePlan:
     def draw_alike(self) -> None:
         """Ranks that compute one batch together go on from numbers that may be those of ranks that did not."""
         if self.strategy is not None and self.data_rank[1] < self.strategy.world_size:
-            shared_draws.draw_alike()
+            shared_draws.draw_alike(self.data_rank[0])
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         if PREPARED.is_stale(optimizer):

@@ -37,7 +37,7 @@ class Pipeline(Strategy):
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         stage = stage_of(model, self.rank, number, plan)
         model.to(self.device)
-        draw_alike()
+        draw_alike(self.data_rank[0])
         return PipelinedModel(model, stage, shapes, self.plan.settings["microbatches"] or number)
 
     def total_norm(self, norm: torch.Tensor, norm_type: float) -> torch.Tensor:

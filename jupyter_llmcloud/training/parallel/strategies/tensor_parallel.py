@@ -80,7 +80,7 @@ class TensorParallel(Strategy):
             for name in others:
                 parent, _, own = name.rpartition(".")
                 setattr(model.get_submodule(parent), own, parameters[first])
-        draw_alike()  # ranks that hold one activation drop the same of it
+        draw_alike(self.data_rank[0])  # ranks that hold one activation drop the same of it
 
     def adopt_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Parameters that are cut and such that are not cannot be updated in one call."""
