@@ -235,10 +235,7 @@ def _shared(chosen: dict[str, Any], alone: bool) -> list[StatefulObject]:
 
 
 def _is_replicated(model: torch.nn.Module) -> bool:
-    """Whether all ranks keep it alike: also as it was before it was wrapped for that, as Accelerate remembers it."""
-    wrapper: Any = replicas_of(model)
-    is_wrapped = wrapper is not None and wrapper.process_group.size() == torch.distributed.get_world_size()
-    return (layout_of(model).replicated or is_wrapped) and not trains_apart(model)
+    return layout_of(model).replicated and not trains_apart(model)
 
 
 def is_spread(value: Any) -> bool:

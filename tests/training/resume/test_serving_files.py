@@ -28,15 +28,10 @@ plain = getattr(model, "module", model)
 state = {{name: value.detach().clone() for name, value in plain.state_dict().items()}}
 """
 PREPARE = "from accelerate import Accelerator\nmodel, optimizer, data = Accelerator().prepare(model, optimizer, data)"
-NAMED = PREPARE.replace("model, optimizer, data = Acc", "accelerator = Acc").replace(
-    ".prepare(", "\nmodel, optimizer, data = accelerator.prepare("
-)
 
 
-@pytest.mark.parametrize("prepare", [PREPARE, NAMED], ids=["", "named"])
-def test_the_newest_checkpoint_is_a_model_folder_with_the_weights_of_its_step(world: Ranks, prepare: str) -> None:
-    """Of an Accelerator that is a variable of the cell, which remembers the plain model, that could not be followed."""
-    code = TINY + TOKENIZER + LOOP.format(prepare=prepare)
+def test_the_newest_checkpoint_is_a_model_folder_with_the_weights_of_its_step(world: Ranks) -> None:
+    code = TINY + TOKENIZER + LOOP.format(prepare=PREPARE)
     outcome = world.ok(code, save=["model", "raw"], checkpoint_every=4)
     newest, _ = CheckpointFolder(outcome.folder.path / "checkpoints").newest()
     assert newest is not None and newest.step == 4
