@@ -38,6 +38,12 @@ class RawClient:
         """How many connections of the server are read without tornado."""
         return len(self._connections._taken)
 
+    @property
+    def num_unsent(self) -> int:
+        """Bytes that the server holds since their client does not read."""
+        transports = [one._transport for one in self._connections._taken]
+        return sum(transport.get_write_buffer_size() for transport in transports if transport is not None)
+
     def request(self, body: bytes, key: str, route: str = "completions", *more: str) -> bytes:
         lines = [f"POST {self.base.path}/llmcloud/v1/{route} HTTP/1.1", f"Host: {self.base.netloc}", *more]
         lines += [f"Authorization: Bearer {key}", f"Content-Length: {len(body)}"]
@@ -210,7 +216,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_it_and_one_that_does_not_r
     key = await server.key()
     async with plain_client(server, jp_web_app, key) as client:
         client.writer.write(client.request(asked("flood 3000", stream=True), key))
-        await asyncio.sleep(0.5)
+        await until(lambda: client.num_unsent > 0, "the system takes no more")
         status, _, body = await client.answer()
         assert status == 200 and body.count(b"x" * 4000) == 3000 and body.endswith(b"data: [DONE]\n\n")
         assert (await client.ask(asked("hello"), key))[0] == 200

@@ -19,29 +19,15 @@ export function snippets(url: string, name: string, kind = 'generator', inputs =
   const model = JSON.stringify(name);
   const body = `{"model": ${model}, "messages": [{"role": "user", "content": "Hello"}]}`;
   return [
-    {
-      title: 'curl',
-      text: [
-        `curl '${url}/chat/completions' \\`,
-        '  -H "Authorization: Bearer $LLMCLOUD_API_KEY" \\',
-        "  -H 'Content-Type: application/json' \\",
-        `  -d '${body}'`
-      ].join('\n')
-    },
-    {
-      title: 'Python',
-      text: [
-        'import os',
-        'from openai import OpenAI',
-        '',
-        `client = OpenAI(base_url=${JSON.stringify(url)}, api_key=os.environ["LLMCLOUD_API_KEY"])`,
-        'answer = client.chat.completions.create(',
-        `    model=${model},`,
-        '    messages=[{"role": "user", "content": "Hello"}],',
-        ')',
-        'print(answer.choices[0].message.content)'
-      ].join('\n')
-    },
+    curl(`${url}/chat/completions`, body),
+    openai(
+      url,
+      'answer = client.chat.completions.create(',
+      `    model=${model},`,
+      '    messages=[{"role": "user", "content": "Hello"}],',
+      ')',
+      'print(answer.choices[0].message.content)'
+    ),
     {
       title: 'JavaScript',
       text: [
@@ -62,27 +48,25 @@ export function snippets(url: string, name: string, kind = 'generator', inputs =
 function embeddings(url: string, name: string): Snippet[] {
   const model = JSON.stringify(name);
   return [
-    {
-      title: 'curl',
-      text: [
-        `curl '${url}/embeddings' \\`,
-        '  -H "Authorization: Bearer $LLMCLOUD_API_KEY" \\',
-        "  -H 'Content-Type: application/json' \\",
-        `  -d '{"model": ${model}, "input": "Hello"}'`
-      ].join('\n')
-    },
-    {
-      title: 'Python',
-      text: [
-        'import os',
-        'from openai import OpenAI',
-        '',
-        `client = OpenAI(base_url=${JSON.stringify(url)}, api_key=os.environ["LLMCLOUD_API_KEY"])`,
-        `answer = client.embeddings.create(model=${model}, input="Hello")`,
-        'print(answer.data[0].embedding)'
-      ].join('\n')
-    }
+    curl(`${url}/embeddings`, `{"model": ${model}, "input": "Hello"}`),
+    openai(url, `answer = client.embeddings.create(model=${model}, input="Hello")`, 'print(answer.data[0].embedding)')
   ];
+}
+
+function curl(url: string, body: string): Snippet {
+  const lines = [
+    `curl '${url}' \\`,
+    '  -H "Authorization: Bearer $LLMCLOUD_API_KEY" \\',
+    "  -H 'Content-Type: application/json' \\",
+    `  -d '${body}'`
+  ];
+  return { title: 'curl', text: lines.join('\n') };
+}
+
+/** A program that asks by OpenAI's package. */
+function openai(url: string, ...lines: string[]): Snippet {
+  const client = `client = OpenAI(base_url=${JSON.stringify(url)}, api_key=os.environ["LLMCLOUD_API_KEY"])`;
+  return { title: 'Python', text: ['import os', 'from openai import OpenAI', '', client, ...lines].join('\n') };
 }
 
 // What stands for the inputs, where texts are not what is asked.
@@ -95,10 +79,7 @@ const INPUTS: Record<string, string> = {
 function predictions(url: string, inputs: string): Snippet[] {
   const body = `{"inputs": ${inputs}}`;
   return [
-    {
-      title: 'curl',
-      text: [`curl '${url}' \\`, '  -H "Authorization: Bearer $LLMCLOUD_API_KEY" \\', `  -d '${body}'`].join('\n')
-    },
+    curl(url, body),
     {
       title: 'Python',
       text: [
