@@ -13,7 +13,7 @@ import gc
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -137,7 +137,7 @@ def put_in_place(swaps: Iterable[tuple[Any, Any]], exempt: Iterable[Any] = ()) -
     while pending:
         formers = [former for former, _ in pending.values()]
         kept |= {id(formers), *map(id, pending.values())}
-        holders = [*gc.get_referrers(*formers), *_unseen_holders(pending.keys(), untracked)]
+        holders = [*_referrers(formers), *_unseen_holders(pending.keys(), untracked)]
         rebuilt: dict[int, tuple[Any, Any]] = {}
         for holder in [holder for holder in holders if id(holder) not in kept]:
             if type(holder) is tuple:  # cannot be changed: whoever holds it gets another one
@@ -145,6 +145,17 @@ def put_in_place(swaps: Iterable[tuple[Any, Any]], exempt: Iterable[Any] = ()) -
             elif not isinstance(holder, types.FrameType):
                 _put(holder, functools.partial(_present, pending))
         pending = rebuilt
+
+
+def _referrers(objects: Sequence[Any]) -> Iterator[Any]:
+    """What holds any of them, as far as the garbage collector tells.
+
+    Eight at a time, each an argument of its own: `gc.get_referrers(*objects)` finds the tuple that it is called with
+    (from Python 3.13 on), which would be a holder of what is in it, and so on without an end.
+    """
+    for at in range(0, len(objects), 8):
+        a, b, c, d, e, f, g, h = [*objects[at : at + 8], *[object()] * 8][:8]
+        yield from gc.get_referrers(a, b, c, d, e, f, g, h)
 
 
 def _unseen_holders(wanted: Collection[int], untracked: list[list[Any]]) -> Iterator[Any]:

@@ -191,3 +191,10 @@ def test_whatever_holds_a_former_group_holds_the_new_one(pair: tuple[Group, Grou
     assert (slots.group, instance.group, instance.many) == (present, present, (1, [present], (present, 2)))  # type: ignore[attr-defined]
     assert mixed == [present, {present: 1, 2: present}, {present, 3}, collections.deque([present])]
     assert (call.args, inner()) == ((present,), present)
+
+
+def test_many_groups_at_once_are_found_in_what_holds_them() -> None:
+    pairs = [(Group(), Group()) for _ in range(20)]
+    holders = [((former,), {"group": former}) for former, _ in pairs]
+    put_in_place(pairs)
+    assert holders == [((present,), {"group": present}) for _, present in pairs]
