@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jupyter_llmcloud.training.checkpoint.writer import load
+from jupyter_llmcloud.training.checkpoint.serialization import load
 from jupyter_llmcloud.training.object_graph.graph import MUST, Graph, Identities
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import ObjectState

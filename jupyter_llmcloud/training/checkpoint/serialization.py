@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -80,3 +81,10 @@ def decode(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(decode(item) for item in value)
     return value
+
+
+def load(source: Path | BinaryIO) -> dict[str, Any]:
+    """What was saved. `bytes` without any are written as a call of their class, which torch asks to be told of."""
+    with torch.serialization.safe_globals([bytes]):
+        loaded: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    return loaded
