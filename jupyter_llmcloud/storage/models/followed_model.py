@@ -72,8 +72,8 @@ def _write_weights(checkpoint: Checkpoint, wanted: dict[str, list[int] | None], 
         if sharded_weights.write_whole(checkpoint, shapes, _plain, target):
             return
     raise ModelError(
-        f"the checkpoint of step {checkpoint.step} does not hold the whole model, once for all ranks: one of which they "
-        "hold different values, since it is trained by each rank for itself, or that FullyShardedDataParallel has "
+        f"the checkpoint of step {checkpoint.step} does not hold the whole model, once for all ranks: one of which "
+        "they hold different values, since it is trained by each rank for itself, or that FullyShardedDataParallel has "
         "wrapped, can be served when the run has ended (one of fully_shard, which is fsdp_version=2, can be followed)."
     )
 

@@ -19,7 +19,7 @@ from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, files_of_ranks
 
 SHARDS, SAME = "llmcloud_shards", "llmcloud_same"  # metadata: {name: {"dim", "shape"}}, {name: name of the same tensor}
-TRAINED = "llmcloud_trained"  # metadata: the names of the parameters; what else there is may follow each rank's own rows
+TRAINED = "llmcloud_trained"  # metadata: the parameters; what else there is may follow each rank's own rows
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 
 

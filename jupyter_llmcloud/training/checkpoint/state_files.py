@@ -1,6 +1,6 @@
 """The states of models and optimizers that a rank saves of its own, in files of their own.
 
-    rank-0001.model-1.safetensors     what rank 1 holds of the first such model; of a shard, with how each tensor was cut
+    rank-0001.model-1.safetensors     what rank 1 holds of the first such model; of shards, with how they were cut
     rank-0001.optimizer-1.pt          what it holds of the first such optimizer that is not cut
 
 Files of ranks that hold the same are the same, byte by byte: a checkpoint that is committed keeps one of them
@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from jupyter_llmcloud.storage.checkpoints import file_of
 from jupyter_llmcloud.storage.models.sharded_weights import SAME, SHARDS, TRAINED
 from jupyter_llmcloud.training.checkpoint import sharded_tensors
-from jupyter_llmcloud.training.checkpoint.serialization import load
+from jupyter_llmcloud.training.checkpoint.serialization import load, save
 
 _FILE = "file_of_rank"
 _OF_OPTIMIZER = ("state", "loose")
 _DTYPES = {
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8),
-    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint8: "U8", torch.bool: "BOOL"},
 }  # that every version of safetensors takes
 
 
@@ -43,8 +43,7 @@ def write(own: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
             objects[address] = {**state, "state": _write_model(state, path.with_name(name)), _FILE: name}
         elif state["kind"] == "optimizer" and not sharded_tensors.holds_shards(state["state"]):
             name = f"{path.stem}.optimizer-{1 + sum('.optimizer-' in other for other in names)}.pt"
-            with path.with_name(name).open("wb") as file:  # not by its name, which torch writes into it
-                torch.save({key: state[key] for key in _OF_OPTIMIZER}, file)
+            save({key: state[key] for key in _OF_OPTIMIZER}, path.with_name(name))
             objects[address] = {**state, **dict.fromkeys(_OF_OPTIMIZER), _FILE: name}
         else:
             continue
@@ -57,7 +56,7 @@ def _write_model(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
     tensors: dict[str, torch.Tensor] = {}
     cuts: dict[str, Any] = {}
     same: dict[str, str] = {}
-    known: dict[int, str] = {}
+    known: dict[Any, str] = {}
     for name, value in saved["state"].items():
         tensor = value["local"] if sharded_tensors.is_shard(value) else value
         if not (isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.dtype in _DTYPES):
@@ -66,14 +65,32 @@ def _write_model(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if sharded_tensors.is_shard(value):
             cuts[name] = {"dim": sharded_tensors.cut_of(value), "shape": value["shape"]}
             rest[name] = {**value, "local": None}
-        if tensor.numel() and (first := known.setdefault(tensor.data_ptr(), name)) != name:
+        memory = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        if tensor.numel() and (first := known.setdefault(memory, name)) != name:
             same[name] = first  # tied: one in memory, and one in the file
         else:
-            is_view = tensor.untyped_storage().nbytes() != tensor.nbytes  # of what another one may be a view, too
-            tensors[name] = tensor.clone() if is_view else tensor.contiguous()
+            tensors[name] = tensor
     about = {SHARDS: cuts, SAME: same, TRAINED: saved["parameters"]}
-    save_file(tensors, str(path), {"format": "pt", **{key: json.dumps(value) for key, value in about.items()}})
+    _write_tensors(tensors, {"format": "pt", **{key: json.dumps(value) for key, value in about.items()}}, path)
     return rest
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], about: dict[str, str], path: Path) -> None:
+    """As safetensors' `save_file`, which writes what is said about them in another order each time."""
+    header: dict[str, Any] = {"__metadata__": about}
+    names, at = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)), 0  # so that each is aligned
+    for name in names:
+        value = tensors[name]
+        place = [at, at + value.numel() * value.itemsize]
+        header[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": place}
+        at = place[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy())
 
 
 def put_back(saved: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -16,10 +16,9 @@ from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import seal
 from jupyter_llmcloud.training.checkpoint import state_files, stateful_objects
-from jupyter_llmcloud.training.checkpoint.serialization import load
+from jupyter_llmcloud.training.checkpoint.serialization import load, save
 
 _NICE = 10  # the training goes first
-_PROBE = 1 << 20  # bytes
 
 
 @dataclass
@@ -60,17 +59,6 @@ class Write:
 
 def _named(address: str) -> str:
     return repr(address.partition(" ")[2].removesuffix("<memory>") or address)
-
-
-def save(value: Any, path: Path) -> None:
-    """As torch.save, with the error of the operating system: torch says "unexpected pos" where a disk is full."""
-    try:
-        torch.save(value, path)
-    except RuntimeError:
-        with path.open("ab", buffering=0) as file:
-            file.write(bytes(_PROBE))
-            os.fsync(file.fileno())
-        raise
 
 
 def _write_shared(shared: dict[str, Any], staging: Path) -> list[str]:
