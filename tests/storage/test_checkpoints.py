@@ -85,13 +85,13 @@ def test_what_a_rank_holds_that_is_another_by_one_byte_is_kept_as_its_own(tmp_pa
     staging = folder.staging(1, 0)
     held = {0: b"a", 1: b"b", 2: b"a", 3: b"b"}
     for rank, content in held.items():
-        (staging / f"rank-{rank:04d}.optimizer-1.pt").write_bytes(content)
+        (staging / f"rank-{rank:04d}.optimizer-1.state").write_bytes(content)
         (staging / f"rank-{rank:04d}.pt").write_bytes(b"equal by chance, and each rank's own all the same")
     found = folder.commit(staging, 1, {path.name: seal(path) for path in staging.iterdir()})
-    assert len(list(found.path.glob("rank-*.optimizer-1.pt"))) == 2
+    assert len(list(found.path.glob("rank-*.optimizer-1.state"))) == 2
     assert len(list(found.path.glob("rank-????.pt"))) == 4
     for rank, content in held.items():
-        assert file_of(found.path, f"rank-{rank:04d}.optimizer-1.pt").read_bytes() == content
+        assert file_of(found.path, f"rank-{rank:04d}.optimizer-1.state").read_bytes() == content
 
 
 def test_steps_are_numbers_not_text(folder: CheckpointFolder) -> None:

@@ -1,7 +1,7 @@
 """The states of models and optimizers that a rank saves of its own, in files of their own.
 
     rank-0001.model-1.safetensors     what rank 1 holds of the first such model; of shards, with how they were cut
-    rank-0001.optimizer-1.pt          what it holds of the first such optimizer that is not cut
+    rank-0001.optimizer-1.state       what it holds of the first such optimizer that is not cut
 
 Files of ranks that hold the same are the same, byte by byte: a checkpoint that is committed keeps one of them
 (`storage.checkpoints`). Those of models can be put together without torch: `storage.models.sharded_weights` does that
@@ -42,7 +42,7 @@ def write(own: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
             name = f"{path.stem}.model-{1 + sum('.model-' in other for other in names)}.safetensors"
             objects[address] = {**state, "state": _write_model(state, path.with_name(name)), _FILE: name}
         elif state["kind"] == "optimizer" and not sharded_tensors.holds_shards(state["state"]):
-            name = f"{path.stem}.optimizer-{1 + sum('.optimizer-' in other for other in names)}.pt"
+            name = f"{path.stem}.optimizer-{1 + sum('.optimizer-' in other for other in names)}.state"
             save({key: state[key] for key in _OF_OPTIMIZER}, path.with_name(name))
             objects[address] = {**state, **dict.fromkeys(_OF_OPTIMIZER), _FILE: name}
         else:

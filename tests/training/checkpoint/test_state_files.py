@@ -52,7 +52,7 @@ def test_states_come_back_and_ranks_that_hold_the_same_write_the_same_bytes(tmp_
     written = []
     for rank in range(2):
         left, names = state_files.write({"objects": trained()}, tmp_path / f"rank-{rank:04d}.pt")
-        assert names == [f"rank-{rank:04d}.model-1.safetensors", f"rank-{rank:04d}.optimizer-1.pt"]
+        assert names == [f"rank-{rank:04d}.model-1.safetensors", f"rank-{rank:04d}.optimizer-1.state"]
         written.append([(tmp_path / name).read_bytes() for name in names])
         assert not any(isinstance(value, torch.Tensor) for value in left["objects"]["m"]["state"].values())
         assert same(state_files.put_back(left, tmp_path)["objects"], trained())

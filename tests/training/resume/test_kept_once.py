@@ -79,7 +79,7 @@ def test_each_rank_goes_on_with_its_own(world: Ranks, apart: str) -> None:
 
 def test_the_models_and_optimizers_of_ranks_that_train_alike_are_in_one_file_each(world: Ranks) -> None:
     found = newest(world.ok(cell(), checkpoint_every=4))
-    assert sorted(found.manifest["same"]) == ["rank-0001.model-1.safetensors", "rank-0001.optimizer-1.pt"]
+    assert sorted(found.manifest["same"]) == ["rank-0001.model-1.safetensors", "rank-0001.optimizer-1.state"]
     assert len(list(found.path.glob("*.model-*"))) == len(list(found.path.glob("*.optimizer-*"))) == 1
     apart = newest(world.ok(cell("True"), checkpoint_every=4))
     assert "same" not in apart.manifest
