@@ -90,7 +90,7 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], about: dict[str, str], p
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy())
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def put_back(saved: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether a loss is a mean over its rows, so that a share of the rows has that share of the gradient; read from its graph.
+"""Whether a loss is a mean over its rows, so that a share of them has that share of the gradient; read from its graph.
 
 A sum over the rows of a rank, whatever it is divided by afterwards, is none: of how many rows, or tokens, and on which
 ranks, that number was counted, no graph tells.

@@ -31,8 +31,8 @@ from jupyter_llmcloud.training.diagnostics.loss_kinds import sums_rows
 EVERY = 8  # steps between two exchanges of what was measured
 WARM_UP = 2  # steps that are not measured
 _SUM = (
-    "the loss is a sum over its rows, or one that is divided by a count: a rank's share of the rows is not its share of "
-    "the gradient."
+    "the loss is a sum over its rows, or one that is divided by a count: a share of the rows is not that share of the "
+    "gradient."
 )
 _TAKE_MEAN = 'Take a mean: loss.mean(), reduction="mean".'
 
