@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.core.parallel.plan import ParallelPlan
-from jupyter_llmcloud.core.preflight.findings import RankAct, RankStory, findings, is_stuck
+from jupyter_llmcloud.core.preflight.findings import RankAct, RankStory, findings, is_stuck, wait_for_each_other
 from jupyter_llmcloud.core.preflight.memory import RankMemory, describe, estimate, fits, plan_of
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
 from jupyter_llmcloud.core.spec import RunSpec
@@ -27,6 +27,7 @@ MODULES = "jupyter_llmcloud.training.preflight."
 MEASURE_S = 600.0  # the first two steps take longer than this only on a machine that does something else
 REHEARSAL_S = 300.0
 SILENCE_S = 45.0  # a rank in a collective whose peer has written nothing for so long waits in vain
+ON_ITS_WAY_S = 5.0  # what a rank has sent another has by then
 POLL_S = 0.1
 RANKS = 2
 _NO_RUN = {"dry_run", "rehearse", "name"}  # nobody expects more of them
@@ -161,6 +162,8 @@ def _follow(
         if (known := [len(story.entries) for story in stories.values()]) != sizes:
             sizes, heard = known, now
         if all(over) or is_stuck(stories):
+            return stories, False
+        if now - heard > ON_ITS_WAY_S and wait_for_each_other(stories):
             return stories, False
         if (now - heard > SILENCE_S and any(sizes)) or now - begun > REHEARSAL_S:
             return stories, True

@@ -2,6 +2,8 @@
 
 <run>/checkpoints/step-40/              committed: every file is named in the manifest with its size and hash
                           manifest.json {"version", "step", "created", "files", "sha256", and what the run says of it}
+                                        "same": {"rank-0001.model-1.safetensors": "rank-0000.model-1.safetensors"},
+                                        files of ranks that were the same, byte by byte, of which one is kept
                   .step-60.1.7.staging/   being written by attempt 1 of the run as its seventh, not committed yet
                   .step-20.gone/        being deleted
 
@@ -27,6 +29,7 @@ MANIFEST = "manifest.json"
 VERSION = 1
 _COMMITTED = re.compile(r"step-(\d+)")
 _LEFT_OVER = re.compile(r"\.step-\d+\..*")
+_OF_RANK = re.compile(r"rank-(\d+)\.(\w+-\d+\.\w+)")  # the state of one of its objects
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,38 @@ def seal(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest}
 
 
+def _kept_once(staging: Path, files: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """What ranks hold alike, of which the first one's file is kept: the files that are left, and what each stands for.
+
+    Told by the hash of every byte that was written, by whoever commits: the ranks need not agree on anything.
+    """
+    first: dict[tuple[int, str], str] = {}
+    same: dict[str, str] = {}
+    for name in filter(_OF_RANK.fullmatch, sorted(files)):
+        kept = first.setdefault((files[name]["size"], files[name]["sha256"]), name)
+        if kept != name:
+            same[name] = kept
+            (staging / name).unlink()
+    return {name: entry for name, entry in files.items() if name not in same}, same
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where what a rank has written under this name is: in a file that stands for several, maybe."""
+    if (folder / name).exists():
+        return folder / name
+    return folder / _read_manifest(folder).get("same", {}).get(name, name)
+
+
+def files_of_ranks(checkpoint: Checkpoint) -> dict[str, dict[int, Path]]:
+    """The files that ranks have written of objects, by what comes after `rank-0000.` and by rank."""
+    written = {name: name for name in checkpoint.manifest["files"]} | checkpoint.manifest.get("same", {})
+    found: dict[str, dict[int, Path]] = {}
+    for name in sorted(written):
+        if parts := _OF_RANK.fullmatch(name):
+            found.setdefault(parts[2], {})[int(parts[1])] = checkpoint.path / written[name]
+    return found
+
+
 class CheckpointFolder:
     """The checkpoints of one run."""
 
@@ -71,6 +106,8 @@ class CheckpointFolder:
         for name, entry in files.items():
             if (staging / name).stat().st_size != entry["size"]:
                 raise OSError(f"{staging / name} has not the size that was written")
+        files, same = _kept_once(staging, files)
+        about = {**about, **({"same": same} if same else {})}
         manifest = {"version": VERSION, "step": step, "created": round(time.time(), 3), **about, "files": files}
         manifest["sha256"] = _digest(manifest)
         write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o666)

@@ -435,6 +435,13 @@ BLOCKED_TIME = Patch(
         "torch.autograd:_engine_run_backward": ("t_outputs",),
     },
 )
+LOSSES = Patch(
+    feature="A word where a loss is a sum, of which --balance and --elastic cannot share out the rows",
+    why="Whether a loss is a mean over its rows is told by its graph, which nobody has but who computes gradients.",
+    without="Training works; with --balance, gradients of sums are weighed by rows as those of means are.",
+    checked=_TORCH,
+    targets={"torch.autograd:_engine_run_backward": ("t_outputs",)},
+)
 DATA_TIME = Patch(
     feature="The time that a rank spends in data loaders",
     why="Loaders have no hook, and iterators are made by the loops of libraries.",
@@ -490,6 +497,6 @@ CATALOGUE = (
     LOADER_WORKERS,
     *(LAUNCHERS, GROUPS, OWN_STORES, GROUP_NUMBERS, DDP_WRAPPERS),
     *(PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
-    *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
+    *(BLOCKED_TIME, LOSSES, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES, AT_EXIT),
 )

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.storage.checkpoints import MANIFEST, CheckpointFolder, seal
+from jupyter_llmcloud.storage.checkpoints import MANIFEST, CheckpointFolder, file_of, files_of_ranks, seal
 from jupyter_llmcloud.storage.journal import JournalWriter, read_all
 
 FILES = ("model.safetensors", "shared.pt", "rank-0000.pt")
+ALIKE = ("rank-0000.model-1.safetensors", "rank-0001.model-1.safetensors")  # what two ranks hold alike
 _WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
@@ -29,6 +30,9 @@ def save(folder: CheckpointFolder, step: int, attempt: int = 0, keep: int | None
     sealed = {}
     for name in FILES:
         (staging / name).write_bytes(f"{name} of step {step}".encode() * 100)
+        sealed[name] = seal(staging / name)
+    for name in ALIKE:
+        (staging / name).write_bytes(f"weights of step {step}".encode() * 100)
         sealed[name] = seal(staging / name)
     folder.commit(staging, step, sealed, **about)
     if keep is not None:
@@ -64,7 +68,30 @@ def test_the_newest_complete_checkpoint_is_found(folder: CheckpointFolder) -> No
     found, words = folder.newest()
     assert found is not None
     assert (found.step, words) == (20, [])
-    assert set(found.manifest["files"]) == set(FILES)
+    assert set(found.manifest["files"]) == {*FILES, ALIKE[0]}
+
+
+def test_what_ranks_hold_alike_is_kept_once_and_read_by_each_ones_name(folder: CheckpointFolder) -> None:
+    found, _ = folder.newest()
+    assert found is not None
+    assert found.manifest["same"] == {ALIKE[1]: ALIKE[0]}
+    assert sorted(path.name for path in found.path.iterdir()) == sorted([*FILES, ALIKE[0], MANIFEST])
+    assert {file_of(found.path, name).read_bytes() for name in ALIKE} == {b"weights of step 20" * 100}
+    assert files_of_ranks(found) == {"model-1.safetensors": dict.fromkeys((0, 1), found.path / ALIKE[0])}
+
+
+def test_what_a_rank_holds_that_is_another_by_one_byte_is_kept_as_its_own(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    staging = folder.staging(1, 0)
+    held = {0: b"a", 1: b"b", 2: b"a", 3: b"b"}
+    for rank, content in held.items():
+        (staging / f"rank-{rank:04d}.optimizer-1.state").write_bytes(content)
+        (staging / f"rank-{rank:04d}.pt").write_bytes(b"equal by chance, and each rank's own all the same")
+    found = folder.commit(staging, 1, {path.name: seal(path) for path in staging.iterdir()})
+    assert len(list(found.path.glob("rank-*.optimizer-1.state"))) == 2
+    assert len(list(found.path.glob("rank-????.pt"))) == 4
+    for rank, content in held.items():
+        assert file_of(found.path, f"rank-{rank:04d}.optimizer-1.state").read_bytes() == content
 
 
 def test_steps_are_numbers_not_text(folder: CheckpointFolder) -> None:
@@ -188,6 +215,8 @@ def test_a_crash_at_every_write_leaves_a_checkpoint_that_loads(tmp_path: Path) -
         found, words = folder.newest()
         assert found is not None, f"nothing loads after a crash at write {at}"
         assert words == []
+        for name in ALIKE:
+            assert file_of(found.path, name).read_bytes() == f"weights of step {found.step}".encode() * 100
         ends[found.step] += 1
         folder.sweep()
         assert all(name.startswith("step-") for name in os.listdir(path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jupyter_llmcloud.training.checkpoint.writer import load
+from jupyter_llmcloud.training.checkpoint.serialization import load
 from jupyter_llmcloud.training.object_graph.graph import MUST, Graph, Identities
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import ObjectState
@@ -23,10 +23,17 @@ def graph_of(names: Names, known: Identities) -> Graph:
     return graph
 
 
-def saved_by(make: Callable[[], Names], train: Callable[[Names], None]) -> tuple[dict[str, Any], Names]:
-    """The checkpoint of a training that made its objects and has trained, and what it had then."""
+def saved_by(
+    make: Callable[[], Names], train: Callable[[Names], None], restored: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], Names]:
+    """The checkpoint of a training that made its objects and has trained, and what it had then.
+
+    `restored`: from which it has gone on, where it found its objects as that has them.
+    """
     names, state = make(), ObjectState()
     state.remember(graph_of(names, state.known), set())
+    if restored is not None:
+        state.note_restored(restored)
     train(names)
     buffer = io.BytesIO()
     torch.save(state.take(graph_of(names, state.known), set(), lambda _, t: t.detach().clone(), 1 << 16), buffer)

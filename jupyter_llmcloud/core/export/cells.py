@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,7 +54,11 @@ class SourceCell:
             return ast.parse(self.code)
         except SyntaxError as error:
             line = self.code.split("\n")[min(error.lineno or 1, self.code.count("\n") + 1) - 1].strip()
-            what = "a magic or a command of the shell" if line[:1] in ("%", "!", "?") or "= !" in line else "no Python"
+            what = (
+                f"no Python that version {sys.version_info[0]}.{sys.version_info[1]}, which looks at it here, can read"
+            )
+            if line[:1] in ("%", "!", "?") or "= !" in line:
+                what = "a magic or a command of the shell"
             raise UsageError(
                 f"run {self.run_id} cannot be exported: line {error.lineno}, {line!r}, is {what}. "
                 "Put it into another cell, or write it in Python."

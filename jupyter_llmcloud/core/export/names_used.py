@@ -6,6 +6,7 @@ import ast
 import builtins
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 
@@ -51,7 +52,7 @@ def always_bound(tree: ast.Module) -> set[str]:
 
 def is_definition(tree: ast.Module) -> bool:
     """Whether a cell only imports, defines and names constants: left out, it changes nothing but those names."""
-    return all(_defines(node) for node in tree.body)
+    return all(_defines(node) or _is_type_alias(node) for node in tree.body)
 
 
 def _defines(node: ast.stmt) -> bool:
@@ -109,8 +110,37 @@ def _statement(node: ast.stmt, certain: set[str], found: NamesUsed, late: set[st
                 _note((alias.asname or alias.name).split(".")[0], certain, found)
         case ast.Assign() | ast.AugAssign() | ast.AnnAssign() | ast.Delete():
             _assignment(node, certain, found, late)
+        case _ if _is_type_alias(node):
+            _alias(node, certain, found, late)
         case _:
             _read(node, certain, found, late)
+
+
+def _is_type_alias(node: ast.stmt) -> bool:
+    """`type Row = list[int]`, which Python 3.12 and later have."""
+    return type(node).__name__ == "TypeAlias"
+
+
+def _alias(node: Any, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    """Its value is looked up when somebody asks for it."""
+    own = _type_parameters(node, late)
+    late |= _read_later([node.value]) - own
+    _note(node.name.id, certain, found)
+
+
+def _type_parameters(node: Any, late: set[str]) -> set[str]:
+    """The names in brackets of `def first[T: Base](...)`; their bounds are looked up when somebody asks for them."""
+    parameters = getattr(node, "type_params", ())
+    own = {parameter.name for parameter in parameters}
+    late |= _read_later([child for each in parameters for child in ast.iter_child_nodes(each)]) - own
+    return own
+
+
+def _read_later(parts: Iterable[ast.AST]) -> set[str]:
+    inner, late = NamesUsed(), set[str]()
+    for part in parts:
+        _read(part, set(), inner, late)
+    return inner.needed | inner.perhaps | late
 
 
 def _loop(node: ast.For | ast.AsyncFor | ast.While, certain: set[str], found: NamesUsed, late: set[str]) -> None:
@@ -164,10 +194,15 @@ def _match(node: ast.Match, certain: set[str], found: NamesUsed, late: set[str])
 
 def _class(node: ast.ClassDef, certain: set[str], found: NamesUsed, late: set[str]) -> None:
     """Its body reads what is there when it is executed, and binds nothing outside."""
-    for part in (*node.decorator_list, *node.bases, *(word.value for word in node.keywords)):
+    for part in node.decorator_list:
         _read(part, certain, found, late)
-    inner = NamesUsed()
-    _walk(node.body, set(certain), inner, late)
+    own = _type_parameters(node, late)
+    inner, inside, late_inside = NamesUsed(), certain | own, set[str]()
+    for part in (*node.bases, *(word.value for word in node.keywords)):
+        _read(part, inside, found, late_inside)
+    certain |= inside - own
+    _walk(node.body, inside, inner, late_inside)
+    late |= late_inside - own
     found.needed |= inner.needed
     found.perhaps |= inner.perhaps
     found.builtin |= inner.builtin
@@ -281,12 +316,18 @@ def _parameters(arguments: ast.arguments) -> set[str]:
 def _function(
     node: ast.FunctionDef | ast.AsyncFunctionDef, certain: set[str], found: NamesUsed, late: set[str]
 ) -> None:
-    now: list[ast.AST] = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
-    now += [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg) and part.annotation]
-    now += [node.returns] if node.returns is not None else []
-    for part in now:
+    for part in (*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)):
         _read(part, certain, found, late)
-    _inner(node, node.body, _parameters(node.args), found, late)
+    own = _type_parameters(node, late)
+    now: list[ast.AST] = [
+        part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg) and part.annotation
+    ]
+    now += [node.returns] if node.returns is not None else []
+    inside = certain | own
+    for annotation in now:
+        _read(annotation, inside, found, late)
+    certain |= inside - own
+    _inner(node, node.body, _parameters(node.args) | own, found, late)
     _note(node.name, certain, found)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 # Ranks may give tensors of different sizes to these.
-_MAY_DIFFER = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list", "send", "recv"}
-_PAIRED = {"send", "recv", "isend", "irecv"}
-TOGETHER, LOADER, PROBLEM = "together", "loader", "problem"
+_MAY_DIFFER = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
+TOGETHER, POINT, LOADER, PROBLEM = "together", "point to point", "loader", "problem"
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,8 @@ class RankAct:
     """Something that a rank did.
 
     Attributes:
-        kind: `TOGETHER` for what all ranks must do, `LOADER` for a pass over data, `PROBLEM` for what is wrong here.
+        kind: `TOGETHER` for what all ranks must do, `POINT` for what one waits in for another, `LOADER` for a pass over
+            data, `PROBLEM` for what is wrong here.
         what: the collective, the number of batches, or what is wrong.
         where: "Cell In[4], line 3".
         shape: of the tensor, and its type.
@@ -52,8 +52,8 @@ def findings(stories: Mapping[int, RankStory]) -> list[str]:
     first, *others = sorted(stories)
     for other in others:
         found += _different_loaders(stories, first, other)
-        if apart := _first_difference(stories, first, other):
-            found.append(apart)
+        apart = _first_difference(stories, first, other) or _waiting_for_each_other(stories, first, other)
+        found += [apart] if apart else []
     return list(dict.fromkeys(found))
 
 
@@ -61,6 +61,29 @@ def is_stuck(stories: Mapping[int, RankStory]) -> bool:
     """Whether they can only wait from here on: one is in a collective that another has left out."""
     first, *others = sorted(stories)
     return any(_first_difference(stories, first, other) for other in others)
+
+
+def wait_for_each_other(stories: Mapping[int, RankStory]) -> bool:
+    """Whether one waits for what another will not do, where that stays so: what was sent may be on its way."""
+    first, *others = sorted(stories)
+    return any(_waiting_for_each_other(stories, first, other) for other in others)
+
+
+def _waiting_for_each_other(stories: Mapping[int, RankStory], one: int, other: int) -> str:
+    a, b = (next(reversed(_unended(stories[rank])), None) for rank in (one, other))
+    if a is not None and b is not None and a.kind == b.kind == POINT and a.what == b.what:
+        return (
+            f"{a.where}: rank {one} waits in {a.what}, and rank {other} in {b.what} at {b.where}. They wait for each "
+            "other for ever: one has to send while the other receives (batch_isend_irecv does both at once)."
+        )
+    for rank, absent, act in ((one, other, a), (other, one, b)):
+        if act is not None and act.kind == POINT and (end := stories[absent].end):
+            return f"{act.where}: rank {rank} waits in {act.what}, which rank {absent} never answers: {end}."
+    return ""
+
+
+def _unended(story: RankStory) -> list[RankAct]:
+    return [entry for entry in story.entries if entry.kind in (TOGETHER, POINT) and not entry.ended]
 
 
 def _different_loaders(stories: Mapping[int, RankStory], one: int, other: int) -> list[str]:
@@ -98,7 +121,7 @@ def _first_difference(stories: Mapping[int, RankStory], one: int, other: int) ->
 
 
 def _takes_part(entry: RankAct, one: int, other: int) -> bool:
-    return entry.what not in _PAIRED and (not entry.group or {one, other} <= set(entry.group))
+    return not entry.group or {one, other} <= set(entry.group)
 
 
 def _missed(rank: int, absent: int, entry: RankAct, story: RankStory) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from jupyter_llmcloud.core.output.numerals import format_duration
 from jupyter_llmcloud.core.parallel.plan import ParallelPlan, parse_plan
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
 
@@ -174,10 +175,12 @@ def plan_of(text: str | None, world_size: int) -> ParallelPlan:
 
 def in_words(num_bytes: float) -> str:
     """1.5 GiB."""
-    for unit, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{int(num_bytes)} bytes"
+    if num_bytes < 1 << 10:
+        return f"{int(num_bytes)} bytes"
+    units = (("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", GIB), ("TiB", 1 << 40), ("PiB", 1 << 50))
+    # Of a thousand and more, three digits would be written with an exponent.
+    unit, size = next((known for known in units if num_bytes / known[1] < 999.5), units[-1])
+    return f"{num_bytes / size:.3g} {unit}"
 
 
 def describe(
@@ -198,7 +201,8 @@ def describe(
     lines = [f"{name:<12} {in_words(size):>10}  {note}".rstrip() for name, size, note in rows if size]
     lines.append(_verdict(found.peak, budget))
     if time_s := step_time(step, plan, world_size, budget):
-        lines.append(f"About {time_s:.3g} s a step, without communication: a guess from {step.flops:.3g} operations.")
+        took = f"{time_s:.3g} s" if time_s < 60 else format_duration(time_s)
+        lines.append(f"About {took} a step, without communication: a guess from {step.flops:.3g} operations.")
     if not fits(found.peak, budget):
         advice = advise(step, plan, world_size, budget, precision)
         lines += [

@@ -61,19 +61,20 @@ def _write_weights(checkpoint: Checkpoint, wanted: dict[str, list[int] | None], 
     """The weights of the model in a checkpoint: one file of it, or put together of what its ranks have written."""
     shapes = {name: shape for name, shape in wanted.items() if shape is not None}
     if len(shapes) == len(wanted):
-        for path in sorted(checkpoint.path.glob("model*.safetensors")):
+        of_all = sorted(checkpoint.path.glob("model*.safetensors"))
+        for path in [*of_all, *sharded_weights.alike(checkpoint)]:
             header = _header(path)[1]
             names = {name: _plain(name) for name in header if name != "__metadata__"}
             found = {plain: header[name]["shape"] for name, plain in names.items()}
             if all(found.get(name) == shape for name, shape in shapes.items()):
                 _link_or_rename(path, target, names)
                 return
-        if sharded_weights.write_whole(checkpoint.path, shapes, _plain, target):
+        if sharded_weights.write_whole(checkpoint, shapes, _plain, target):
             return
     raise ModelError(
-        f"the checkpoint of step {checkpoint.step} does not hold the whole model: one that is trained by each rank for "
-        "itself, or that FullyShardedDataParallel has wrapped, can be served when the run has ended (one of "
-        "fully_shard, which is fsdp_version=2, can be followed)."
+        f"the checkpoint of step {checkpoint.step} does not hold the whole model, once for all ranks: one of which "
+        "they hold different values, since it is trained by each rank for itself, or that FullyShardedDataParallel has "
+        "wrapped, can be served when the run has ended (one of fully_shard, which is fsdp_version=2, can be followed)."
     )
 
 

@@ -6,13 +6,16 @@ inverse. Raises NotPlain for anything else.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+_PROBE = 1 << 20  # bytes
 _TAG = "__llmcloud__"
 _SIMPLE = (int, float, str, bool, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SIMPLE_SET = frozenset(_SIMPLE)
@@ -80,3 +83,25 @@ def decode(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(decode(item) for item in value)
     return value
+
+
+def save(value: Any, path: Path) -> None:
+    """As torch.save, but equal values make equal files: torch writes a file's own name into it.
+
+    With the error of the operating system: torch says "unexpected pos" where a disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError:
+        with path.open("ab", buffering=0) as file:
+            file.write(bytes(_PROBE))
+            os.fsync(file.fileno())
+        raise
+
+
+def load(source: Path | BinaryIO) -> dict[str, Any]:
+    """What was saved. `bytes` without any are written as a call of their class, which torch asks to be told of."""
+    with torch.serialization.safe_globals([bytes]):
+        loaded: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    return loaded

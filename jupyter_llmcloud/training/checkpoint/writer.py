@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import seal
-from jupyter_llmcloud.training.checkpoint import shard_files, stateful_objects
+from jupyter_llmcloud.training.checkpoint import state_files, stateful_objects
+from jupyter_llmcloud.training.checkpoint.serialization import load, save
 
 _NICE = 10  # the training goes first
-_PROBE = 1 << 20  # bytes
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Write:
         names = [self.name]
         if self.shared is not None:
             names += _write_shared(self.shared, staging)
-        own, files = shard_files.write(self.own, staging / self.name)
+        own, files = state_files.write(self.own, staging / self.name)
         save(own, staging / self.name)
         names += files
         return replace(self.part, files={name: seal(staging / name) for name in names})
@@ -59,17 +59,6 @@ class Write:
 
 def _named(address: str) -> str:
     return repr(address.partition(" ")[2].removesuffix("<memory>") or address)
-
-
-def save(value: Any, path: Path) -> None:
-    """As torch.save, with the error of the operating system: torch says "unexpected pos" where a disk is full."""
-    try:
-        torch.save(value, path)
-    except RuntimeError:
-        with path.open("ab", buffering=0) as file:
-            file.write(bytes(_PROBE))
-            os.fsync(file.fileno())
-        raise
 
 
 def _write_shared(shared: dict[str, Any], staging: Path) -> list[str]:
@@ -98,11 +87,4 @@ def with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
     """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
-    return shard_files.put_back(load(path), path.parent)
-
-
-def load(source: Path | BinaryIO) -> dict[str, Any]:
-    """What was saved. `bytes` without any are written as a call of their class, which torch asks to be told of."""
-    with torch.serialization.safe_globals([bytes]):
-        loaded: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
-    return loaded
+    return state_files.put_back(load(path), path.parent)

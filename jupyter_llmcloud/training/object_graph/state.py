@@ -24,6 +24,7 @@ _FEW = 1000  # items of a container that is saved whether it has changed or not
 _MANY = 100_000  # items of a container that is not mentioned
 
 CopyBytes = Callable[[str, torch.Tensor], torch.Tensor]
+_OTHER = b"another one than at any time since then"
 _COVERED = b"saved with the object that it belongs to"
 
 
@@ -179,6 +180,19 @@ class ObjectState:
     def note_changed(self, addresses: list[str]) -> None:
         """These regions were found to have changed while a checkpoint was written: the next one holds them."""
         self._changing.update(addresses)
+
+    def note_restored(self, saved: dict[str, Any]) -> None:
+        """What a checkpoint held of a training stays to be held: where the process is the one that made it, it may
+        have been there when the training went on, as it is now.
+        """
+        changed = {address for address, node in saved["nodes"].items() if node["changed"]}
+        self._early -= changed
+        self._in_body -= changed
+        self._changing |= changed
+        self._first.update(dict.fromkeys(changed & self._first.keys(), _OTHER))
+        roots = {address for address, root in saved["roots"].items() if root["changed"]}
+        self._first_roots.update(dict.fromkeys(roots & self._first_roots.keys(), _OTHER))
+        self._early_roots -= {address for address, root in saved["roots"].items() if not root["early"]}
 
     def _unsaved(self, entry: Entry, reason: str) -> dict[str, Any]:
         if entry.need == MUST:

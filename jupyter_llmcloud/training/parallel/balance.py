@@ -25,9 +25,16 @@ from torch.utils.data import IterableDataset
 from jupyter_llmcloud.core.parallel.balance import Balance
 from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.diagnostics.loss_kinds import sums_rows
 
 EVERY = 8  # steps between two exchanges of what was measured
 WARM_UP = 2  # steps that are not measured
+_SUM = (
+    "the loss is a sum over its rows, or one that is divided by a count: a share of the rows is not that share of the "
+    "gradient."
+)
+_TAKE_MEAN = 'Take a mean: loss.mean(), reduction="mean".'
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,8 @@ class _Step:
         passes: from which they came.
         is_mixed: whether a step took batches of several passes.
         is_uneven: whether ranks had different numbers of rows.
+        is_weighed: whether its losses are weighed over all ranks already.
+        has_sums: whether one of its losses is a sum over rows.
     """
 
     def __init__(self) -> None:
@@ -196,7 +205,7 @@ class _Step:
         self.rows = 0
         self.num_batches = 0
         self.passes: set[int] = set()
-        self.is_mixed = self.is_uneven = False
+        self.is_mixed = self.is_uneven = self.is_weighed = self.has_sums = False
 
     def add(self, step: _Step) -> None:
         """One more step."""
@@ -204,6 +213,7 @@ class _Step:
         self.rows += step.rows
         self.num_batches = step.num_batches
         self.is_mixed |= len(step.passes) > 1
+        self.has_sums |= step.has_sums
 
 
 class _Speed:
@@ -430,6 +440,14 @@ class Balancer:
     def is_weighed(self) -> None:
         """The losses of the batches that were delivered are weighed over all ranks already, as a Trainer does it."""
         self._weight = 1.0
+        self._speed.step.is_weighed = True
+
+    def note_loss(self, losses: Any) -> None:
+        """Gradients are about to be computed: of a mean over rows, or of a sum, of which they are no share."""
+        step = self._speed.step
+        if self._balance is None or step.has_sums or step.is_weighed:
+            return
+        step.has_sums = any(isinstance(loss, torch.Tensor) and sums_rows(loss) for loss in losses)
 
     def _weigh(self, gradient: torch.Tensor) -> torch.Tensor | None:
         if self._balance is None:
@@ -458,6 +476,11 @@ class Balancer:
                 f"made in this cell: the batch of the {self.ranks.reference} ranks that the run began with does not "
                 "stay when their number changes."
             )
+        if step.has_sums and self.ranks.num != self.ranks.reference:
+            self._say(
+                f"--elastic: {_SUM} Its gradient is not what it was on the {self.ranks.reference} ranks that the run "
+                f"began with. {_TAKE_MEAN}"
+            )
         if len(step.passes) > 1 and step.is_uneven:
             self._say(
                 "--elastic: a step takes batches of several loaders, whose rows this number of ranks cannot share "
@@ -470,12 +493,14 @@ class Balancer:
         current = self._current() if self._current is not None else None
         drawn, number = (current.drawn, current.number) if current is not None else (0, 0)
         window, self._speed.window = self._speed.window, _Step()
-        own = [window.seconds, window.rows, drawn, number, window.num_batches, window.is_mixed]
+        own = [window.seconds, window.rows, drawn, number, window.num_batches, window.is_mixed, window.has_sums]
         table = _gathered(own)
-        seconds, rows, drawns, numbers, batches, mixed = (list(column) for column in zip(*table, strict=True))
+        seconds, rows, drawns, numbers, batches, mixed, sums = (list(column) for column in zip(*table, strict=True))
         assert self._balance is not None
         if any(mixed):
             self._give_up("a step takes batches of several loaders, whose rows would have to be weighed apart")
+        elif any(sums):
+            self._give_up(f"{_SUM} {_TAKE_MEAN}")
         elif not any(rows):
             self._give_up("no batches came from a loader that accelerator.prepare() was given in this cell")
         elif len(set(numbers)) > 1 or len(set(batches)) > 1 or not self._balance.observe(seconds, rows):
@@ -488,7 +513,7 @@ class Balancer:
             print(f"--balance: shares of each batch are now {shares}.")
 
     def _give_up(self, why: str) -> None:
-        self._say(f"--balance has no effect in this cell: {why}. Every rank gets the same number of rows.")
+        self._say(f"--balance has no effect in this cell: {why.rstrip('.')}. Every rank gets the same number of rows.")
         assert self._balance is not None
         self._balance.weights = [1.0] * self._balance.num_ranks
         self._has_given_up = True
@@ -511,3 +536,17 @@ def _gathered(own: list[Any]) -> list[list[float]]:
 
 
 BALANCE = Balancer()
+
+
+def install() -> None:
+    """Look at the losses of cells whose batches are shared out. Called once, in a rank."""
+
+    def make(original: Any) -> Any:
+        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if BALANCE.is_on:
+                BALANCE.note_loss(t_outputs)
+            return original(t_outputs, *args, **kwargs)
+
+        return _engine_run_backward
+
+    patches.LOSSES.apply({"torch.autograd:_engine_run_backward": make})

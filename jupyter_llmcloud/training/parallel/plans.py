@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jupyter_llmcloud.training.parallel import flat_sharded, mesh
+from jupyter_llmcloud.training.parallel import balance, flat_sharded, mesh
 from jupyter_llmcloud.training.parallel.ddp import DataParallel
 from jupyter_llmcloud.training.parallel.flat_sharded import FlatShards
 from jupyter_llmcloud.training.parallel.fully_sharded import FullyShards
@@ -25,6 +25,7 @@ def install() -> None:
     for plan in _PLANS:
         plan.install()
     ACTIVE.install()
+    balance.install()
 
 
 def rebuild(group: Any) -> None:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 
-from jupyter_llmcloud.core.preflight.findings import LOADER, PROBLEM, TOGETHER
+from jupyter_llmcloud.core.preflight.findings import LOADER, POINT, PROBLEM, TOGETHER
 from jupyter_llmcloud.system.processes import end_with_parent
 from jupyter_llmcloud.training.preflight.program import (
     EnoughSeen,
@@ -42,6 +42,7 @@ COLLECTIVES = (
     *("barrier", "broadcast", "broadcast_object_list", "gather", "gather_object", "monitored_barrier", "new_group"),
     *("reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list"),
 )
+POINT_TO_POINT = ("send", "recv", "send_object_list", "recv_object_list")
 _OBJECTS = {"all_gather_object": "obj", "broadcast_object_list": "object_list", "gather_object": "obj"}
 
 
@@ -62,12 +63,12 @@ class Journal:
         return self._number
 
     @contextlib.contextmanager
-    def together(self, what: str, **more: Any) -> Iterator[None]:
-        """The block is something that all ranks do together; what it does inside is not written."""
+    def together(self, what: str, kind: str = TOGETHER, **more: Any) -> Iterator[None]:
+        """The block is something that ranks do together; what it does inside is not written."""
         if getattr(self._inside, "is_inside", False):
             yield
             return
-        number = self.write(TOGETHER, what, **more)
+        number = self.write(kind, what, **more)
         self._inside.is_inside = True
         try:
             yield
@@ -80,6 +81,8 @@ def watch_collectives(journal: Journal) -> None:
     """Write down each collective of Python, the backward passes of DDP, and objects that cannot be sent."""
     for name in COLLECTIVES:
         setattr(dist, name, _watched(journal, name, getattr(dist, name)))
+    for name in POINT_TO_POINT:
+        setattr(dist, name, _watched_point(journal, name, getattr(dist, name)))
     from torch.nn.parallel import DistributedDataParallel
 
     made = list[Any]()
@@ -120,6 +123,15 @@ def _watched(journal: Journal, name: str, original: Any) -> Any:
             return original(*args, **kwargs)
 
     return collective
+
+
+def _watched_point(journal: Journal, name: str, original: Any) -> Any:
+    @functools.wraps(original)
+    def point(*args: Any, **kwargs: Any) -> Any:
+        with journal.together(f"{name}()", POINT):
+            return original(*args, **kwargs)
+
+    return point
 
 
 def _shape(name: str, args: Any, kwargs: Any) -> str:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.training.checkpoint import rng, stateful_objects, writer
+from jupyter_llmcloud.training.checkpoint import rng, serialization, stateful_objects, writer
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, decode, encode
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
@@ -77,7 +77,7 @@ def _loader_state(loader: Any) -> dict[str, Any]:
 
 def _write(value: Any, path: Path) -> None:
     staging = path.with_suffix(".tmp")
-    writer.save(value, staging)
+    serialization.save(value, staging)
     os.replace(staging, path)
 
 

@@ -46,6 +46,67 @@ def test_a_text_tells_what_it_needs_and_what_it_makes(code: str, needed: set[str
     assert (used.needed, used.bound) == (needed, bound)
 
 
+class TypeVar(ast.AST):
+    """As Python 3.12 has it in its syntax, where `type_params` of a definition are such."""
+
+    _fields = ("name", "bound")
+
+
+class TypeAlias(ast.stmt):
+    """As Python 3.12 has it."""
+
+    _fields = ("name", "type_params", "value")
+
+
+def typed(code: str, **bounds: str) -> ast.Module:
+    """The syntax of a definition with these parameters in brackets: `T` for `T`, `T="B"` for `T: B`."""
+    tree = ast.parse(code)
+    parameters = [
+        TypeVar(name=name, bound=ast.parse(bound, mode="eval").body if bound else None)
+        for name, bound in bounds.items()
+    ]
+    tree.body[0].type_params = parameters  # type: ignore[attr-defined]
+    return tree
+
+
+def alias(name: str, value: str, **bounds: str) -> ast.Module:
+    """`type name[...] = value`."""
+    tree = typed(f"{name} = {value}", **bounds)
+    [node] = tree.body
+    assert isinstance(node, ast.Assign)
+    tree.body = [TypeAlias(name=node.targets[0], type_params=node.type_params, value=node.value)]  # type: ignore[attr-defined]
+    return tree
+
+
+TYPED = {
+    "function": (typed("def f(x: T) -> list[T]:\n    return [T, x, a]", T=""), {"a"}, {"f"}),
+    "bound": (typed("def f(x: T = d): return x", T="B"), {"B", "d"}, {"f"}),
+    "class": (typed("class Box(Base[T]):\n    def get(self) -> T: return T, z", T=""), {"Base", "z"}, {"Box"}),
+    "alias": (alias("Pair", "tuple[A, A, Late]", A=""), {"Late"}, {"Pair"}),
+    "after": (ast.Module([*typed("def f(x: T): pass", T="").body, *ast.parse("T").body], []), {"T"}, {"f"}),
+}
+
+
+@pytest.mark.parametrize(("tree", "needed", "bound"), TYPED.values(), ids=list(TYPED))
+def test_parameters_in_brackets_are_names_of_their_definition_alone(
+    tree: ast.Module, needed: set[str], bound: set[str]
+) -> None:
+    used = names_used(tree)
+    assert (used.needed, used.bound) == (needed, bound)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="its syntax")
+def test_syntax_of_python_312_is_exported() -> None:
+    box = SourceCell("box", "type Row[T] = list[T]\nclass Box[T]:\n    def get[S: int](self, x: S) -> T | S: return x")
+    parts, notes = needed_cells(SourceCell("last", "x: Row[int] = [Box().get(3)]"), [box])
+    assert [part.cell.run_id for part in parts] == ["box", "last"] and not notes
+
+
+def test_what_a_newer_python_reads_is_refused_with_the_version_that_looks_at_it() -> None:
+    with pytest.raises(UsageError, match=rf"line 1, 'class \$', is no Python that version 3\.{sys.version_info[1]}, "):
+        needed_cells(SourceCell("last", "class $"), [])
+
+
 def test_cells_go_along_that_may_matter_and_definitions_that_are_needed() -> None:
     earlier = [
         SourceCell("imports", "import torch\nWIDTH = 3"),

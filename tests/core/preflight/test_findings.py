@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from jupyter_llmcloud.core.preflight.findings import LOADER, PROBLEM, TOGETHER, RankAct, RankStory, findings, is_stuck
+from jupyter_llmcloud.core.preflight.findings import (
+    LOADER,
+    POINT,
+    PROBLEM,
+    TOGETHER,
+    RankAct,
+    RankStory,
+    findings,
+    is_stuck,
+    wait_for_each_other,
+)
 
 
 def _together(what: str, line: int, shape: str = "", ended: bool = True) -> RankAct:
@@ -20,6 +30,33 @@ def test_a_collective_that_one_rank_never_enters_is_named_with_its_line() -> Non
     (found,) = findings({0: waiting, 1: over})
     assert found.startswith("Cell In[1], line 5: rank 0 waits in barrier(), which rank 1 never enters")
     assert is_stuck({0: waiting, 1: over})
+
+
+def _point(what: str, line: int, ended: bool = False) -> RankAct:
+    return RankAct(POINT, what, f"Cell In[1], line {line}", ended=ended)
+
+
+def test_ranks_that_receive_from_each_other_first_are_named_with_both_lines() -> None:
+    stories = {0: RankStory([_point("recv()", 3)]), 1: RankStory([_point("send()", 4, True), _point("recv()", 6)])}
+    (found,) = findings(stories)
+    assert found.startswith("Cell In[1], line 3: rank 0 waits in recv(), and rank 1 in recv() at Cell In[1], line 6.")
+    assert wait_for_each_other(stories) and not is_stuck(stories)
+
+
+def test_what_is_on_its_way_is_no_finding() -> None:
+    pairs = [("send()", "recv()"), ("recv()", "send()")]
+    for one, other in pairs:
+        assert not findings({0: RankStory([_point(one, 3)]), 1: RankStory([_point(other, 4)])})
+    computing = RankStory([_together("backward()", 9, ended=False)])
+    assert not wait_for_each_other({0: RankStory([_point("recv()", 3)]), 1: computing})
+    over = RankStory([_point("recv()", 3, True)], "it has come to the end of the cell")
+    assert not findings({0: over, 1: over})
+
+
+def test_what_another_rank_never_sends_is_named() -> None:
+    stories = {0: RankStory([_point("recv()", 3)]), 1: RankStory([], "it has come to the end of the cell")}
+    (found,) = findings(stories)
+    assert "rank 0 waits in recv(), which rank 1 never answers: it has come to the end of the cell." in found
 
 
 def test_a_rank_that_may_still_come_is_waited_for() -> None:

@@ -49,6 +49,27 @@ def test_a_host_keeps_more_room_than_a_gpu() -> None:
     assert fits(85, RankMemory(100, "H100")) and not fits(85, RankMemory(100)) and fits(80, RankMemory(100))
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1 << 10, "1 KiB"),
+        (1000 << 20, "0.977 GiB"),
+        (999 << 30, "999 GiB"),
+        (1650 << 30, "1.61 TiB"),
+        (3 << 60, "3.07e+03 PiB"),
+    ],
+)
+def test_sizes_are_told_in_a_unit_that_needs_no_exponent(num_bytes: int, text: str) -> None:
+    assert in_words(num_bytes) == text
+
+
+def test_a_step_that_takes_long_is_told_in_hours_or_days() -> None:
+    lines = describe(STEP, plan_of("ddp", 1), 1, RankMemory(10_000, flops_per_s=1e6 / 478_000))
+    assert any(line.startswith("About 10 d 1 h a step") for line in lines), lines
+
+
 def test_what_is_not_counted_is_said_with_about() -> None:
     rows = describe(STEP, plan_of("fsdp", 4), 4, RankMemory(1000))
     about = [line.split()[0] for line in rows if "about" in line and not line.startswith("  ")]

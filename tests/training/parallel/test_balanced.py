@@ -98,6 +98,68 @@ def test_a_slow_rank_gets_fewer_rows_and_the_model_is_that_of_one_process(
         assert torch.allclose(state[name], value, atol=1e-9), name
 
 
+CLIPPED = """            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+"""
+SCALED = """            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            scaler.step(optimizer)
+            scaler.update()
+"""
+STEP = "            optimizer.step()\n"
+WAYS = {
+    "clipped": lambda code: code.replace(STEP, CLIPPED),
+    "scaled": lambda code: (
+        code.replace("            accelerator.backward(loss)\n" + STEP, SCALED)
+        .replace("torch.manual_seed(0)", "torch.manual_seed(0)\nscaler = torch.amp.GradScaler('cpu')")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_what_is_done_with_the_gradients_of_a_step_is_what_one_process_does(
+    two: Ranks, node_agent: AgentProcess, way: str
+) -> None:
+    one = Ranks(node_agent, 1)
+    one.push(cost=0.0)
+    one.ok(WAYS[way](cell(6, 8)))
+    wanted = one.pull("state")
+    one.end()
+    speeds(two, 0.01, 0.05)
+    code = WAYS[way](cell(3, 8))
+    assert code != cell(3, 8)
+    two.ok(code, balance=True)
+    assert [two.pull("sizes", rank)[-1] for rank in range(2)] == [5, 1]
+    for name, value in two.pull("state").items():
+        assert torch.allclose(value, wanted[name], atol=1e-9), name
+
+
+SUM = 'loss = torch.nn.functional.mse_loss(model(rows), rows, reduction="sum")'
+LOSSES = {
+    "sum": SUM,
+    "by the rows of all": f"{SUM} * world_size / accelerator.gather(torch.tensor(len(rows))).sum()",
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+def test_a_loss_that_is_a_sum_keeps_its_rows_and_says_so(two: Ranks, loss: str) -> None:
+    """A step would be another one with other shares, and nothing tells of which rows its count is."""
+    code = cell(3, 4).replace("loss = model(rows).square().mean()", loss)
+    code = code.replace(
+        "everything = accelerator.gather(torch.arange(1.0 + rank))", ""
+    )  # of other sizes, for --balance
+    speeds(two, 0.01, 0.05)
+    two.ok(code)
+    wanted = two.pull("state")
+    outcome = two.ok(code, balance=True)
+    assert outcome.text(0, "stderr").count("--balance has no effect in this cell: the loss is a sum over its rows") == 1
+    assert set(two.pull("sizes", 0)) == set(two.pull("sizes", 1)) == {3}
+    for name, value in two.pull("state").items():
+        assert torch.allclose(value, wanted[name], atol=1e-12), name
+
+
 def test_what_is_evaluated_is_cut_evenly_and_gathered_whole(two: Ranks) -> None:
     speeds(two, 0.01, 0.05)
     two.ok(cell(4, 6, shuffle=True), balance=True)

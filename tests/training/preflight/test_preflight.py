@@ -50,6 +50,21 @@ def test_a_rehearsal_names_the_line_in_which_a_rank_would_wait_for_ever() -> Non
     assert "Cell In[1], line 4: rank 0 waits in barrier()" in "\n".join(report.lines)
 
 
+RECEIVES_FIRST = """\
+import torch, torch.distributed as dist
+there = torch.zeros(2)
+dist.isend(torch.ones(2), 1 - rank).wait() if rank else dist.recv(there, 1)
+dist.send(there, 1) if rank == 0 else dist.recv(there, 0)
+dist.recv(there, 1 - rank)
+"""
+
+
+def test_a_rehearsal_names_ranks_that_receive_from_each_other_first() -> None:
+    said = "\n".join(rehearse(_cell(RECEIVES_FIRST), None).lines)
+    assert "Cell In[1], line 6: rank 0 waits in recv(), and rank 1 in recv() at Cell In[1], line 6." in said
+    assert rehearse(_cell(RECEIVES_FIRST.rpartition("dist.recv")[0]), None).is_good
+
+
 def test_what_a_cell_keeps_with_its_run_is_left_nowhere(tmp_path: Path) -> None:
     code = "if rank == 0:\n    (run.folder / 'kept').write_text('x')\n    print((run.folder / 'kept').read_text())"
     text = CellText(_cell(code).parts, folder=str(tmp_path))

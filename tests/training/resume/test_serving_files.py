@@ -28,10 +28,15 @@ plain = getattr(model, "module", model)
 state = {{name: value.detach().clone() for name, value in plain.state_dict().items()}}
 """
 PREPARE = "from accelerate import Accelerator\nmodel, optimizer, data = Accelerator().prepare(model, optimizer, data)"
+NAMED = PREPARE.replace("model, optimizer", "accelerator = Accelerator()\nmodel, optimizer", 1).replace(
+    "Accelerator().prepare", "accelerator.prepare"
+)
 
 
-def test_the_newest_checkpoint_is_a_model_folder_with_the_weights_of_its_step(world: Ranks) -> None:
-    code = TINY + TOKENIZER + LOOP.format(prepare=PREPARE)
+@pytest.mark.parametrize("prepare", [PREPARE, NAMED], ids=["", "named"])
+def test_the_newest_checkpoint_is_a_model_folder_with_the_weights_of_its_step(world: Ranks, prepare: str) -> None:
+    """Of a named Accelerator, which knows the plain model: whether ranks trained it alike is told by its bytes."""
+    code = TINY + TOKENIZER + LOOP.format(prepare=prepare)
     outcome = world.ok(code, save=["model", "raw"], checkpoint_every=4)
     newest, _ = CheckpointFolder(outcome.folder.path / "checkpoints").newest()
     assert newest is not None and newest.step == 4
@@ -54,7 +59,8 @@ def test_a_run_that_saves_no_model_cannot_be_followed_and_says_so(world: Ranks) 
 
 
 def test_a_model_that_each_rank_trains_for_itself_cannot_be_followed_and_says_so(world: Ranks) -> None:
-    outcome = world.ok(TINY + TOKENIZER + LOOP.format(prepare=""), save=["model", "raw"], checkpoint_every=8)
+    apart = LOOP.format(prepare="").replace("input_ids=batch", "input_ids=(batch + rank) % 64")
+    outcome = world.ok(TINY + TOKENIZER + apart, save=["model", "raw"], checkpoint_every=8)
     newest, _ = CheckpointFolder(outcome.folder.path / "checkpoints").newest()
     assert newest is not None
     with pytest.raises(ModelError, match="each rank for itself"):

@@ -44,6 +44,28 @@ class ArrowArray(Kind):
         return found.chunk(0) if isinstance(found, pyarrow.ChunkedArray) else found
 
 
+class ArrowType(Kind):
+    """What the items of an array are; it never changes."""
+
+    name = "arrow type"
+    filled = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        import pyarrow
+
+        return [pyarrow.schema([("", value)]).serialize().to_pybytes()], []
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        import pyarrow
+
+        return pyarrow.ipc.read_schema(pyarrow.py_buffer(head[0])).field(0).type
+
+
+def is_arrow_type(cls: type) -> bool:
+    """Whether its instances are such types; imports nothing."""
+    return any(base.__module__ == "pyarrow.lib" and base.__name__ == "DataType" for base in cls.__mro__)
+
+
 def is_arrow_array(cls: type) -> bool:
     """Whether its instances are such arrays; imports nothing."""
     return any(base.__module__ == "pyarrow.lib" and base.__name__ in ("Array", "ChunkedArray") for base in cls.__mro__)

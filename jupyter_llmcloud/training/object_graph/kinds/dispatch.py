@@ -15,6 +15,7 @@ import subprocess
 import threading
 import types
 import weakref
+import zoneinfo
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ _FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache
 _ARROW, DATA_SET = arrow.ArrowArray(), arrow.DataSet()
 _SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
+_MISSING, _ARROW_TYPE = values.Missing(), arrow.ArrowType()
 _LEFT_OUT = beside_python.LeftOutOfGradients()
 TRAINED_TENSOR, _HOOKS, _EVENT = tensors.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
@@ -120,6 +122,7 @@ _EXACT: dict[type, Kind] = {
     torch.layout: _FIXED,
     types.EllipsisType: values.Singleton(),
     types.NotImplementedType: values.Singleton(),
+    zoneinfo.ZoneInfo: values.Zone(),
 }
 _BASES: list[tuple[Any, Kind]] = [
     (dict, _DICT),
@@ -141,7 +144,7 @@ BY_NAME: dict[str, Kind] = {
         STATEFUL_FOLLOWED, WRAPPER, _LEFT_OUT, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT,
         _COUNTING,
         _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _ARRAY_OF_CLASS, _OBJECTS, _SCALAR, _MODULE,
-        _RESTATED, _ARROW, DATA_SET, instances.Member(),
+        _RESTATED, _ARROW, _ARROW_TYPE, _MISSING, DATA_SET, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
@@ -193,6 +196,8 @@ def _kind_by_base(value: Any) -> Kind:
         return iterators.FOLLOWED
     if arrow.is_arrow_array(type(value)):
         return _ARROW
+    if arrow.is_arrow_type(type(value)):
+        return _ARROW_TYPE
     if isinstance(value, collections.UserDict):  # also a batch of a tokenizer, which a loop may keep
         return _OBJECT
     if _is_of(type(value), _COUNTS):
@@ -224,6 +229,8 @@ def _method_of(value: Any) -> Kind:
 
 def _kind_of_object(value: Any) -> Kind:
     if _is_of(type(value), ("pandas",)):
+        if values.is_missing(value):
+            return _MISSING
         return _RESTATED if hasattr(value, "_mgr") else _REDUCED
     if instances.has_plain_layout(type(value)):
         return _OBJECT

@@ -27,9 +27,9 @@ _VALUES = frozenset({"array", "builtins", "collections", "copyreg", "datetime", 
     "ipaddress", "itertools", "numpy", "operator", "pandas", "pathlib", "re", "scipy", "sklearn", "uuid",
     "zoneinfo", "_operator", "pytz", "PIL"})  # fmt: skip
 _BUILTINS = frozenset({"complex", "slice", "range", "iter", "enumerate", "zip", "map", "filter", "reversed", "object"})
-_RECONSTRUCTORS = ("_unpickle", "_new_", "__pyx_unpickle", "_reconstruct", "_mareconstruct", "_frombuffer", "scalar",
-                   "__newobj__", "__newobj_ex__", "_compile", "_array_reconstructor", "__generator_ctor",
-                   "__bit_generator_ctor", "__randomstate_ctor")  # fmt: skip
+_RECONSTRUCTORS = ("_unpickle", "_timedelta_unpickle", "_new_", "__pyx_unpickle", "_reconstruct", "_mareconstruct",
+                   "_frombuffer", "scalar", "__newobj__", "__newobj_ex__", "_compile", "_array_reconstructor",
+                   "__generator_ctor", "__bit_generator_ctor", "__randomstate_ctor")  # fmt: skip
 
 
 def may_construct(function: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import zoneinfo
 from collections import OrderedDict
 from typing import Any
 
@@ -236,3 +238,36 @@ class Singleton(Kind):
 
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
         return cls()
+
+
+class Missing(Kind):
+    """`NaT` and `NA` of pandas: there is one of each, which others ask for by `is`."""
+
+    name = "missing value"
+    filled = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [type(value).__name__.removesuffix("Type")], []
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        return getattr(sys.modules["pandas"], {"NaT": "NaT", "NA": "NA"}[head[0]])
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is one of them, of an object of pandas."""
+    return type(value).__name__ in ("NaTType", "NAType")
+
+
+class Zone(Kind):
+    """A time zone that has a name; of one name there is one."""
+
+    name = "zone"
+    filled = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        if value.key is None or zoneinfo.ZoneInfo(value.key) is not value:  # read from a file of somebody's
+            raise CannotSave("a zoneinfo.ZoneInfo without a name")
+        return [value.key], []
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        return zoneinfo.ZoneInfo(head[0])

@@ -51,14 +51,24 @@ class CellContext:
     def begin(self, run_id: str, namespace: dict[str, Any], given: set[str]) -> None:
         """A cell begins; `given` are names that every namespace starts with."""
         self._namespace, self._given = namespace, given
+        if run_id == self._run_id:
+            self._forget_last_attempt()
         known = [value for value in namespace.values() if _is_accelerator(value)]
         self._known = [weakref.ref(value) for value in known]
-        if run_id != self._run_id:  # executed again, it finds there what it has left itself
+        if run_id != self._run_id:
             self._run_id, self._before = run_id, set(namespace)
             self._prepared_before.clear()
             self._prepared_before.update({value: stateful_objects.lists_of(value) for value in known})
         for value in known:  # what is prepared again gets the number that it had when it was saved
             stateful_objects.put_lists(value, self._prepared_before.get(value, {}))
+
+    def _forget_last_attempt(self) -> None:
+        """Executed again, the cell finds what it would in a new process: what it had made itself would be taken for
+        something that it makes before it trains, which no checkpoint need hold.
+        """
+        for name in self._namespace.keys() - self._before - self._given:
+            if frame_variables.is_users(name) and not frame_variables.is_ours(name):
+                del self._namespace[name]
 
     def write_serving_files(self, names: list[str], run: Path) -> None:
         """Write beside the checkpoints what is needed to serve them."""

@@ -247,6 +247,7 @@ class CellObjects:
         for address, tensor in tensors.items():
             tensor.grad = values.pop(address)
         _bind(values, scope)
+        self._state.note_restored(saved)
 
     def went_on(self, frames: list[FrameType]) -> None:
         """A pass that was under way is drawn from again: the generators round it are given their variables."""
