@@ -247,6 +247,17 @@ async def test_nothing_is_embedded_with_half_of_the_new_weights(
             assert answer.status == 200  # and what comes next is
 
 
+async def test_what_is_embedded_for_the_first_time_waits_for_the_new_weights_too(folders: dict[str, Path]) -> None:
+    loaded = load_model(folders["first"])
+    model = ServedModel(loaded, await opened("generate", loaded), "tiny")
+    async with model.still():
+        first = asyncio.ensure_future(model.embedder.embed([[2, 3, 4]]))
+        await asyncio.wait([first], timeout=1)
+        assert not first.done()
+    assert len(await first) == 1
+    await model.close()
+
+
 async def test_an_engine_that_could_not_take_weights_whole_answers_no_more(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
