@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 
 import type { Columns } from '../src/shared/api/types';
 import { grouped, matches } from '../src/shared/components/chart/charts';
-import { rankWords } from '../src/shared/components/chart/chart';
+import { exactNear, rankWords } from '../src/shared/components/chart/chart';
 import { FONT } from '../src/shared/components/chart/plot';
 import { comparedColor, dashOf } from '../src/shared/components/chart/palette';
 import {
@@ -114,6 +114,23 @@ test('exact values are told of each rank, of many the lowest and the highest', (
   expect(rankWords({ 0: window(1), 1: window(null) }, 7)).toBe('at step 7 · rank 0: 1 · rank 1: not finite');
   const many = Object.fromEntries(Array.from({ length: 64 }, (_, rank) => [rank, window(rank)]));
   expect(rankWords(many, 7)).toBe('at step 7 · lowest rank 0: 0 · highest rank 63: 63');
+});
+
+test('of a stretch of very many steps the one that is pointed at is told, not a mean of many', async () => {
+  const asked: number[] = [];
+  const within = (from: number, to: number) => {
+    const [first, last] = [Math.ceil(from), Math.floor(to)];
+    asked.push(last - first + 1);
+    const size = Math.ceil((last - first + 1) / 2000);
+    const steps = Array.from({ length: Math.ceil((last - first + 1) / size) }, (_, at) => first + at * size + (size - 1) / 2);
+    const window = (rank: number) => ({ ...columns(steps.map(step => (step % 7) + rank / 10), steps), is_exact: size === 1 });
+    return Promise.resolve({ 0: window(0), 1: window(1) });
+  };
+  const told = rankWords(await exactNear(within, 700_003, 1, 3_000_000), 700_003);
+  expect(told).toBe('at step 700,003 · rank 0: 3 · rank 1: 3.1');
+  expect(asked.length).toBe(3);
+  const means = { 0: { ...columns([1], [7.5]), is_exact: false }, 1: { ...columns([2], [7.5]), is_exact: false } };
+  expect(rankWords(await exactNear(() => Promise.resolve(means), 7, 1, 9), 7)).toBe('means about step 8 · rank 0: 1 · rank 1: 2');
 });
 
 test('a carriage return writes over its line, each stream of each rank has its own', () => {

@@ -384,8 +384,11 @@ def test_a_head_that_was_trained_apart_from_its_embeddings_stays_apart(tmp_path:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_architecture_that_asks_a_layer_for_the_type_of_its_weights_is_told_what_is_computed_with(
-    bits: int, tmp_path: Path, target: Path
+    bits: int, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And that makes no weights: those of one layer, in each step, took as long as dozens of steps."""
+    made: list[QuantizedLinear] = []
+    monkeypatch.setattr(QuantizedLinear, "made_weight", made.append)
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=384, d_model=64, d_ff=64, d_kv=16, num_layers=2, num_heads=4, decoder_start_token_id=0,
@@ -398,6 +401,7 @@ def test_an_architecture_that_asks_a_layer_for_the_type_of_its_weights_is_told_w
     with torch.inference_mode():
         found, wanted = (load_model(target, dtype=dtype).model(**given).logits for dtype in ("bfloat16", "float32"))
     assert float((found.float() - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+    assert not made
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -406,4 +410,9 @@ def test_the_weights_of_a_quantized_layer_are_what_its_numbers_stand_for(bits: i
     numbers, scale = quantize(weight, Scheme(bits, 32 if bits == 4 else 0), torch.bfloat16)
     layer = QuantizedLinear(numbers, scale, None, bits)
     assert layer.weight.dtype == torch.bfloat16
-    torch.testing.assert_close(layer.weight, dequantize(numbers, scale), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(layer.made_weight(), dequantize(numbers, scale), rtol=1e-2, atol=1e-3)
+    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert layer.weight.shape == (48, 64) and type(layer.weight.detach() * 1) is torch.Tensor
+    torch.testing.assert_close(torch.nn.functional.linear(rows, layer.weight), rows @ layer.made_weight().T)
+    with torch.inference_mode():
+        assert torch.equal(layer.weight.T.float(), layer.made_weight().T.float())

@@ -7,7 +7,9 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +18,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
-from jupyter_llmcloud.inference.engines import reload
-from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation
+from jupyter_llmcloud.inference.engines import kv_cache, reload
+from jupyter_llmcloud.inference.engines.base import Engine, EngineError, EngineStats, Generation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
 from jupyter_llmcloud.inference.engines.slots import engine as slots_engine
-from jupyter_llmcloud.inference.engines.with_adapters import adapters_of
+from jupyter_llmcloud.inference.engines.with_adapters import EngineWithAdapters, adapters_of
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.embedding.embedder import Embedder
 from jupyter_llmcloud.inference.replica import load_adapters
@@ -247,6 +249,17 @@ async def test_nothing_is_embedded_with_half_of_the_new_weights(
             assert answer.status == 200  # and what comes next is
 
 
+async def test_what_is_embedded_for_the_first_time_waits_for_the_new_weights_too(folders: dict[str, Path]) -> None:
+    loaded = load_model(folders["first"])
+    model = ServedModel(loaded, await opened("generate", loaded), "tiny")
+    async with model.still():
+        first = asyncio.ensure_future(model.embedder.embed([[2, 3, 4]]))
+        await asyncio.wait([first], timeout=1)
+        assert not first.done()
+    assert len(await first) == 1
+    await model.close()
+
+
 async def test_an_engine_that_could_not_take_weights_whole_answers_no_more(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,3 +279,32 @@ async def test_an_engine_that_could_not_take_weights_whole_answers_no_more(
 
 def _without_memory(loaded: LoadedModel) -> Any:
     raise MemoryError
+
+
+async def test_all_engines_beside_each_other_are_promised_no_more_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each could grow to the same share of it, so that three took more than there was."""
+    monkeypatch.setattr(kv_cache, "free_memory", lambda device: 1000)
+
+    @dataclass
+    class Loaded:
+        model: Any
+        cache_bytes: int | None = None
+
+    class Promised:
+        name, context_length, num_parallel, num_threads, failure, on_failure = "slots", 8, 1, 1, None, None
+
+        def __init__(self, most: int) -> None:
+            self.most = most
+
+        def stats(self) -> EngineStats:
+            return EngineStats(0, 0, max_cache_bytes=self.most)
+
+    async def opened_beside(adapted: Any, *_: Any) -> Any:
+        return Promised(adapted.cache_bytes)
+
+    model = Loaded(SimpleNamespace(device=torch.device("cpu")))
+    engine = EngineWithAdapters(model, Promised(400), opened_beside)  # type: ignore[arg-type]
+    monkeypatch.setattr(engine, "_attach", lambda folder: model)
+    for name in "abc":
+        await engine.load(name, name)
+    assert [one.most for one in engine._adapted.values()] == [240, 144, 86]  # type: ignore[attr-defined]

@@ -134,6 +134,8 @@ def test_a_number_in_a_query_is_the_one_that_is_written() -> None:
     """The default, when it was said, was refused; of many digits the first ones were taken."""
     assert decode_query(SweepQuery, {"seen": "-1"}) == SweepQuery()
     assert decode_query(runs.RecordsQuery, {"rank": "0" * 30 + "5"}).rank == 5
+    assert decode_query(runs.RecordsQuery, {"rank": "0" * 5000 + "5"}).rank == 5
+    assert decode_query(SeriesQuery, {"metric": "loss", "to": "1." + "0" * 50 + "e5"}).to == 1e5
     assert decode_query(SeriesQuery, {"metric": "loss", "from": "-inf", "to": "2.5"}).to == 2.5
 
 

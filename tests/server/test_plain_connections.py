@@ -44,6 +44,11 @@ class RawClient:
         transports = [one._transport for one in self._connections._taken]
         return sum(transport.get_write_buffer_size() for transport in transports if transport is not None)
 
+    @property
+    def num_unread(self) -> int:
+        """Bytes of requests that the server holds."""
+        return sum(one._reader.num_unread for one in self._connections._taken)
+
     def request(self, body: bytes, key: str, route: str = "completions", *more: str) -> bytes:
         lines = [f"POST {self.base.path}/llmcloud/v1/{route} HTTP/1.1", f"Host: {self.base.netloc}", *more]
         lines += [f"Authorization: Bearer {key}", f"Content-Length: {len(body)}"]
@@ -223,6 +228,38 @@ async def test_a_client_that_reads_slowly_gets_all_of_it_and_one_that_does_not_r
         monkeypatch.setattr(keyed_answer, "SLOW_READER_S", 0.3)
         client.writer.write(client.request(asked("flood 100000", stream=True), key))
         await until(lambda: client.num_plain == 0, "it is cut")
+
+
+async def test_who_asks_on_and_on_and_does_not_read_waits_for_its_turn(
+    server: Server, model: Path, jp_web_app: Any
+) -> None:
+    """Answers, and whatever came behind them, were kept in memory, as much as a client with a key liked to send."""
+    await server.serve(model)
+    key = await server.key()
+    large, number = asked("y" * 300_000), 100
+    async with plain_client(server, jp_web_app, key) as client, raw_client(server, jp_web_app) as other:
+        client.writer.write(client.request(large, key) * number)
+        await until(lambda: client.num_unsent > 0, "the system takes no more")
+        for _ in range(30):  # in which all of these could be answered
+            assert (await other.ask(asked("hello"), key))[0] == 200
+        assert client.num_unsent < 2 * len(large)
+        for _ in range(number):
+            assert b"y" * 300_000 in (await client.answer())[2]
+        lines = [
+            f"GET {client.base.path}/llmcloud/livez HTTP/1.1",
+            f"Host: {client.base.netloc}",
+            f"X: {'x' * 9999}",
+            "",
+        ]
+        not_plain = "\r\n".join([*lines, ""]).encode()
+        client.writer.write(client.request(asked("flood 3000", stream=True), key) + not_plain * 500)
+        await until(lambda: client.num_unsent > 0, "the system takes no more")
+        for _ in range(30):
+            assert (await other.ask(asked("hello"), key))[0] == 200
+        assert client.num_unread < 1 << 18
+        assert (await client.answer())[2].endswith(b"data: [DONE]\n\n")
+        for _ in range(500):
+            assert (await client.answer())[0] == 200
 
 
 async def test_a_body_that_does_not_come_and_a_connection_that_is_idle_are_not_waited_for(

@@ -5,7 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
+from jupyter_llmcloud.server.api import runs
+from jupyter_llmcloud.server.api.runs import latest
 from jupyter_llmcloud.server.recorded.run_metrics import RunCollector
+from jupyter_llmcloud.storage.journal import read_last
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 
@@ -56,3 +61,24 @@ def test_what_is_no_run_is_not_counted_and_a_folder_that_cannot_be_read_hides_no
     collector.add(self := object(), RunStore(tmp_path / "other"))
     assert told(collector) == {("llmcloud_runs", "finished"): 1}
     collector.discard(self)
+
+
+def test_lists_of_runs_read_a_journal_again_only_when_it_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page with a hundred runs read six megabytes of journals each second or two."""
+    record, read = RunRecord("a-1", "a", "running", 1.0), []
+    folder = RunStore(tmp_path).folder("a-1")
+    folder.create(record, "")
+    assert latest(folder, record)["metrics"] == {}
+    folder.metrics(0).parent.mkdir(exist_ok=True)
+    folder.metrics(0).write_text('{"seq": 1, "values": {"loss": 2.0}, "progress": [1, 4]}\n')
+    monkeypatch.setattr(runs, "read_last", lambda *asked: read.append(asked) or read_last(*asked))
+    for _ in range(3):
+        told = latest(folder, record)
+        assert (told["metrics"], told["progress"]) == ({"loss": 2.0}, [1, 4])
+        told["metrics"]["loss"] = 9.0  # whoever is told may do with it as they like
+    assert len(read) == 1
+    with folder.metrics(0).open("a") as journal:
+        journal.write('{"seq": 2, "values": {"loss": 1.0}}\n')
+    assert (latest(folder, record)["metrics"], len(read)) == ({"loss": 1.0}, 2)

@@ -32,13 +32,14 @@ class Ladder:
     """Seconds until the next rung is reached when ranks still run.
 
     `release_s` counts from the interrupt, which comes at once in a cell without optimizer steps; the others count from
-    the Stop, or from the first failure.
+    the Stop, or from the first failure. A press within `again_s` of another one is the same one.
     """
 
     interrupt_s: float = 1.2
     release_s: float = 0.5
     kill_s: float = 6.5
     failure_release_s: float = 0.3
+    again_s: float = 0.5
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class RankDied:
 
 @dataclass(frozen=True)
 class StopPressed:
-    """Somebody asked for a Stop; pressed again it goes to the next rung."""
+    """Somebody asked for a Stop; pressed again it goes to the next rung. A double click is one press."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,14 @@ class _Counts:
 
 
 @dataclass
+class _Pressed:
+    """When Stop was: the first time, and the last time that counted."""
+
+    first: float = 0.0
+    last: float = 0.0
+
+
+@dataclass
 class RunLifecycle:
     """One run. `handle` takes an event and the time in seconds and says what to do; `wake_at` when to send a Tick.
 
@@ -191,7 +200,7 @@ class RunLifecycle:
     def __post_init__(self) -> None:
         self._ranks = {rank: _Rank() for rank in self.ranks}
         self._counts = _Counts(len(self.ranks), len(self.ranks))
-        self._since = 0.0
+        self._pressed = _Pressed()
         self._interrupted_at: float | None = None
         self._failed_at: float | None = None
         self._in_group = True
@@ -307,9 +316,12 @@ class RunLifecycle:
     # --- the ladder ---
 
     def _stop_pressed(self, now: float) -> list[Instruction]:
+        if self.stop_requested and now - self._pressed.last < self.ladder.again_s:
+            return []  # nobody has seen yet what the one before does
+        self._pressed.last = now
         if not self.stop_requested:
             self.stop_requested = True
-            self._since = now
+            self._pressed.first = now
             if self.rung >= Rung.INTERRUPT:  # a rank has failed, and the others are being let go
                 return self._reach(Rung.INTERRUPT, now)
             self.rung = Rung.CONSENSUS
@@ -341,12 +353,12 @@ class RunLifecycle:
         due: dict[Rung, float] = {}
         if self.stop_requested:
             due = {
-                Rung.INTERRUPT: self._since + self.ladder.interrupt_s,
-                Rung.KILL: self._since + self.ladder.kill_s,
+                Rung.INTERRUPT: self._pressed.first + self.ladder.interrupt_s,
+                Rung.KILL: self._pressed.first + self.ladder.kill_s,
             }
             if self._interrupted_at is not None:
                 due[Rung.RELEASE] = self._interrupted_at + self.ladder.release_s
-        if self._failed_at is not None and not (self.stop_requested and self._failed_at > self._since):
+        if self._failed_at is not None and not (self.stop_requested and self._failed_at > self._pressed.first):
             # A peer of a failed rank is let out of its collective and interrupted at once; a Stop makes that no later.
             released_at = self._failed_at + self.ladder.failure_release_s
             due[Rung.RELEASE] = min(released_at, due.get(Rung.RELEASE, released_at))
@@ -379,7 +391,7 @@ class RunLifecycle:
         failed = any(item.state in ("failed", "died") and not item.is_left_out for item in self._ranks.values())
         culprit = self._culprit() if failed or not self._has_left_out else None
         was_failing = (
-            failed and self._failed_at is not None and self._failed_at < self._since
+            failed and self._failed_at is not None and self._failed_at < self._pressed.first
         )  # before Stop was pressed
         by_stop = self.rung >= Rung.INTERRUPT and not was_failing
         if self.stop_requested and (by_stop or not failed or self._only_interrupted()):

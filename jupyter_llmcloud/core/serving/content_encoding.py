@@ -48,9 +48,10 @@ def _inflated(body: bytes, wbits: int, max_bytes: int) -> tuple[bytes, bool]:
         inflating = zlib.decompressobj(wbits)
         plain += inflating.decompress(body, max_bytes + 1 - len(plain))
         body = inflating.unused_data if wbits == _GZIP else b""
-        if not (inflating.eof and body) or len(plain) > max_bytes:
+        if not (inflating.eof and body.strip(b"\0")) or len(plain) > max_bytes:  # some fill up a block with zeros
             return plain, inflating.eof
-    return plain, False
+    message = f"The body in gzip has more than {MAX_MEMBERS} members: compress it as one."
+    raise ApiError(400, message, code="invalid_encoding")
 
 
 def _broken(encoding: str) -> ApiError:

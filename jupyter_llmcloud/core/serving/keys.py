@@ -92,13 +92,13 @@ def check_scopes(scopes: Iterable[str]) -> list[str]:
 
 def may_infer(scopes: Iterable[str], endpoint: str) -> bool:
     """Do the scopes allow asking this endpoint?"""
-    return _may_infer(tuple(scopes), endpoint)
+    return bool(NAME_PATTERN.fullmatch(endpoint)) and _may_infer(tuple(scopes), endpoint)
 
 
-@functools.lru_cache(maxsize=1024)  # it is asked with every request
+@functools.lru_cache(maxsize=1024)  # it is asked with every request; names are short here
 def _may_infer(scopes: tuple[str, ...], endpoint: str) -> bool:
     globs = (scope.removeprefix("infer:") for scope in scopes if scope.startswith("infer:"))
-    return bool(NAME_PATTERN.fullmatch(endpoint)) and any(fnmatch.fnmatchcase(endpoint, glob) for glob in globs)
+    return any(fnmatch.fnmatchcase(endpoint, glob) for glob in globs)
 
 
 def covers(scopes: Iterable[str], text: str) -> bool:

@@ -83,6 +83,11 @@ def free_memory(device: torch.device) -> int:
     return free if limit is None or used is None else max(0, min(free, limit - used))
 
 
+def share_of_free(device: torch.device, promised: int = 0) -> int:
+    """Bytes that a cache may take of what is free; `promised`: to others, who have not taken it yet."""
+    return int(max(0, free_memory(device) - promised) * _FRACTION_OF_FREE.get(device.type, 0.4))
+
+
 def _free_of_own_nodes() -> int:
     """Besides what is free on the machine: transformers knows which memory nodes this process is confined to."""
     try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.inference.engines.adapters import attached
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError, EngineStats, Generation, TokenStream
+from jupyter_llmcloud.inference.engines.kv_cache import share_of_free
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, loading
 from jupyter_llmcloud.inference.engines.reload import TakesWeights
 from jupyter_llmcloud.inference.engines.soundness import check_finite
@@ -93,6 +94,7 @@ class EngineWithAdapters:
         """Answer for an adapter; raises ModelError when it does not fit. One of that name is replaced."""
         try:
             adapted = await asyncio.to_thread(self._attach, folder)
+            adapted = dataclasses.replace(adapted, cache_bytes=self._unpromised())
             engine = await self._open(adapted, self.num_parallel, self.num_threads)
         except LLMCloudError as error:
             if name not in self._adapted:
@@ -103,6 +105,12 @@ class EngineWithAdapters:
         before, self._adapted[name] = self._adapted.get(name), engine
         if before is not None:
             self._let_go(before)
+
+    def _unpromised(self) -> int:
+        """How much another engine may take for keys and values: those that are there may still grow."""
+        stats = self.stats()
+        room = share_of_free(self._loaded.model.device, stats.max_cache_bytes - stats.cache_bytes)
+        return room if self._loaded.cache_bytes is None else min(room, self._loaded.cache_bytes)
 
     def _attach(self, folder: str) -> LoadedModel:
         if importlib.util.find_spec("peft") is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,12 +76,4 @@ class Predictor(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
-        ...
-
-
-class StreamingPredictor(Predictor, Protocol):
-    """One that can also answer piece by piece."""
-
-    def stream(self, asked: InferRequest) -> AsyncIterator[Any]:
-        """The pieces of an answer: JSON values, or outputs by name when the request has tensors."""
         ...

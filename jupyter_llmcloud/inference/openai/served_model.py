@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.base import Engine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
@@ -65,11 +67,10 @@ class ServedModel:
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
-        """Inside, nothing computes with its weights but the engine."""
-        if "embedder" not in vars(self):
-            yield
-            return
-        async with self.embedder.still():
+        """Inside, nothing computes with its weights but the engine: what is embedded for the first time waits, too."""
+        async with AsyncExitStack() as stack:
+            with contextlib.suppress(ModelError):  # there is nothing that could embed with them
+                await stack.enter_async_context(self.embedder.still())
             yield
 
     def adapter_of(self, name: str) -> str:

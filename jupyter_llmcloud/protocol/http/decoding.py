@@ -19,7 +19,7 @@ B = TypeVar("B", bound=Body)
 Q = TypeVar("Q", bound=Query)
 
 _COMPLAINT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
-_WHOLE = re.compile(r"-?0*[0-9]{1,18}", re.ASCII)
+_WHOLE = re.compile(r"(-?)0*([0-9]{1,18})", re.ASCII)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _WORDS = {"array": "list", "object": "dict"}
 _NUMBERS = (inspect.IntType, inspect.FloatType)
@@ -75,11 +75,11 @@ def decode_query(kind: type[Q], arguments: Mapping[str, str]) -> Q:
 
 def _number(kind: inspect.Type, text: str) -> int | float | str:
     """What a field of this type is given; a text that is no number for it is left to be refused."""
-    if isinstance(kind, inspect.IntType) and _WHOLE.fullmatch(text):
-        return int(text)
+    if isinstance(kind, inspect.IntType) and (whole := _WHOLE.fullmatch(text)):
+        return int(whole[1] + whole[2])
     if isinstance(kind, inspect.FloatType):
         with contextlib.suppress(ValueError):
-            if not math.isnan(value := float(text[:40])):
+            if not math.isnan(value := float(text)):
                 return value
     return text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import math
 from collections import deque
@@ -42,7 +43,7 @@ from jupyter_llmcloud.protocol.http.series import SeriesQuery, SeriesWindow
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.storage import log_text
-from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
+from jupyter_llmcloud.storage.journal import Record, read_last
 from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunFolder, RunRecord
 from jupyter_llmcloud.storage.search.sweeps import SweepStore
@@ -69,11 +70,12 @@ def latest(folder: RunFolder, record: RunRecord) -> dict[str, Any]:
 
     Where the last value is not finite, the "value" of `not_finite` says which it is: "nan", "inf", "-inf".
     """
-    progress: list[float] | None = None
-    values: dict[str, float] = {}
-    for row in _tail(next(iter(sorted((folder.path / "metrics").glob("rank-*.jsonl"))), None)):
-        progress = row.get("progress", progress)
-        values.update(row.get("values") or {})
+    progress, values = None, dict[str, float]()
+    if (journal := min((folder.path / "metrics").glob("rank-*.jsonl"), default=None)) is not None:
+        with contextlib.suppress(FileNotFoundError):  # somebody removes the run
+            file = journal.stat()
+            progress, known = _last(journal, file.st_size, file.st_mtime_ns)
+            values |= known
     told = {name: {**found, **_named(name, values)} for name, found in record.not_finite.items()}
     figures = {"progress": progress, "metrics": values, "not_finite": told}
     return figures | ({"cost": record.cost(record.times or folder.read_times()[1])} if record.price else {})
@@ -109,11 +111,15 @@ def _named(name: str, values: Mapping[str, float]) -> dict[str, str]:
     return {} if math.isfinite(value) else {"value": str(value)}
 
 
-def _tail(path: Path | None) -> list[Record]:
-    if path is None:
-        return []
-    start = max(0, path.stat().st_size - TAIL_BYTES)
-    return read_from(path, Cursor(offset=start), TAIL_BYTES)
+@functools.lru_cache(maxsize=4096)  # lists are asked for again and again, and most journals have not grown
+def _last(journal: Path, size: int, changed_ns: int) -> tuple[list[float] | None, dict[str, float]]:
+    """Progress and the last value of each metric, of a journal that was last written so."""
+    progress: list[float] | None = None
+    values: dict[str, float] = {}
+    for row in read_last(journal, TAIL_BYTES):
+        progress = row.get("progress", progress)
+        values.update(row.get("values") or {})
+    return progress, values
 
 
 def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[dict[str, Any]]:

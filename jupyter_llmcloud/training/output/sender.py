@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -86,7 +87,7 @@ class OutputSender:
         if self.forked or self.muted:
             return
         # Here, where an error is the cell's: one of the thread that sends would cost the rank.
-        record = msgspec.to_builtins(record, str_keys=True, enc_hook=_plain)
+        record = _as_json(record)
         size = sum(len(str(value)) for value in (record.get("data") or {}).values())
         if size > MAX_RECORD:
             kinds = ", ".join(record["data"])
@@ -145,6 +146,14 @@ class OutputSender:
                 return  # the agent has gone; the control thread ends this process
 
 
+def _as_json(value: Any) -> Any:
+    """The value as messages carry it, as JSON has it. Raises TypeError for what it has no form for."""
+    try:
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)
+    except TypeError:  # also of the keys None, True and False, which JSON has as texts
+        return json.loads(json.dumps(value, default=lambda other: msgspec.to_builtins(other, enc_hook=_plain)))
+
+
 def _plain(value: Any) -> Any:
     """What a kernel's messages make of a value that JSON does not know. Raises TypeError as they do."""
     if isinstance(value, str):  # of a class of its own, such as a text that a template has made
@@ -155,6 +164,8 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, Iterable):
         return list(value)
     raise TypeError(f"a display holds a {type(value).__name__} object, which is no JSON: give it as text or numbers.")

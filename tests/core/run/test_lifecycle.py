@@ -196,12 +196,22 @@ def test_only_ranks_that_still_run_are_asked() -> None:
 
 def test_every_further_press_goes_to_the_next_rung() -> None:
     run = two()
-    assert feed(run, StopPressed()) == [AskStep((0, 1))]
-    assert feed(run, StopPressed()) == [InterruptRanks((0, 1))]
-    assert feed(run, StopPressed()) == [InterruptRanks((0, 1)), ReleaseRanks((0, 1))]
-    assert feed(run, StopPressed()) == [KillRanks((0, 1))]
-    assert feed(run, StopPressed()) == [KillRanks((0, 1))]
+    assert feed(run, StopPressed(), now=10) == [AskStep((0, 1))]
+    assert feed(run, StopPressed(), now=11) == [InterruptRanks((0, 1))]
+    assert feed(run, StopPressed(), now=12) == [InterruptRanks((0, 1)), ReleaseRanks((0, 1))]
+    assert feed(run, StopPressed(), now=13) == [KillRanks((0, 1))]
+    assert feed(run, StopPressed(), now=14) == [KillRanks((0, 1))]
     assert run.rung == Rung.KILL
+
+
+def test_a_double_click_is_one_press_and_impatience_is_not() -> None:
+    """A second click within a moment took the ranks' chance to stop after a whole step."""
+    run = two()
+    assert feed(run, StopPressed(), now=10) == [AskStep((0, 1))]
+    assert feed(run, StopPressed(), now=10.2) == [] and run.rung == Rung.CONSENSUS
+    assert feed(run, StepReported(0, 3), StepReported(1, 3), now=10.3) == [StopAtStep((0, 1), 4)]
+    assert feed(run, StopPressed(), now=10.6) == [InterruptRanks((0, 1))]
+    assert feed(run, StopPressed(), now=10.8) == [] and run.rung == Rung.INTERRUPT
 
 
 def test_a_late_tick_gives_the_ranks_their_time_after_the_interrupt_all_the_same() -> None:
@@ -236,7 +246,8 @@ def test_an_error_of_its_own_before_the_interrupt_is_a_failure() -> None:
 
 def test_an_echo_of_the_release_does_not_make_a_stop_a_failure() -> None:
     run = two()
-    feed(run, StopPressed(), StopPressed(), StopPressed())
+    for now in (10, 11, 12):
+        feed(run, StopPressed(), now=now)
     out = feed(run, interrupted(0), RankEnded(1, "RuntimeError", "closed", collateral=True))
     assert out[-1].state == "stopped"  # type: ignore[union-attr]
     assert out[-1].renew  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import tracemalloc
 
 import pytest
 
@@ -101,3 +102,13 @@ def test_a_scope_that_does_not_exist_is_refused_by_name(scope: str) -> None:
 def test_a_key_without_a_scope_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one scope"):
         check_scopes([])
+
+
+def test_names_that_no_endpoint_can_have_are_not_kept() -> None:
+    """A key may ask for a model of any name: a thousand of a megabyte each were held."""
+    tracemalloc.start()
+    for number in range(50):
+        assert not may_infer(["infer:*"], f"{number}" + "x" * (1 << 18))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1 << 20

@@ -19,6 +19,7 @@ from jupyter_llmcloud.inference.engines.select import open_engine
 from jupyter_llmcloud.inference.engines.slots import forward, speculation, step
 from jupyter_llmcloud.inference.engines.slots.engine import SlotEngine
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
+from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 from jupyter_llmcloud.inference.engines.slots.packed_linear import Packed, why_not_packed
 from jupyter_llmcloud.inference.engines.slots.step import Bundle, Part
 from tests.inference.engines.architectures import CONFIGS, CONTEXT, OTHERS, VOCABULARY, tiny_model
@@ -477,3 +478,46 @@ def changed(config: Any, **values: Any) -> Any:
     for name, value in values.items():
         setattr(config, name, value)
     return config
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt-oss, sinks"])
+def test_a_sequence_that_cannot_be_computed_is_told_so_and_changes_no_other(architecture: str) -> None:
+    """Its keys and values stayed in its slot: what a later sequence there does not see was NaN times 0."""
+    loaded = tiny_model(CONFIGS[architecture])
+    bad = 7
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[bad] = torch.nan
+    long, short = ([token for token in random_prompt(1, length) if token != bad] for length in (120, 10))
+    sound = [Generation(prompt, 6, GREEDY) for prompt in (long, short)]
+    drawn = Sampling(temperature=1.0, num_logprobs=1)
+    broken = [Generation([*long, bad, *long], 4, GREEDY), Generation([bad, *short], 4, drawn)]
+
+    async def body(engine: SlotEngine) -> None:
+        wanted = [plain(loaded, generation.prompt, 6) for generation in sound]
+        for _ in range(2):
+            told = await asyncio.gather(*(collect(engine, one) for one in broken), return_exceptions=True)
+            assert await all_of(engine, sound) == wanted
+            assert all(isinstance(one, EngineError) and "NaN" in str(one) for one in told), told
+
+    with_slots(loaded, body)
+
+
+def test_whatever_a_slot_held_before_an_answer_is_that_of_the_sequence_alone(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one leaves it whose client has gone before its scores were known."""
+    resize = SlotGroup.resize
+
+    def used(group: SlotGroup, num_rows: int) -> None:
+        before = group.num_rows
+        resize(group, num_rows)
+        for layer in group.layers:
+            layer[before:] = torch.nan
+
+    monkeypatch.setattr(SlotGroup, "resize", used)
+    wanted = [Generation(random_prompt(seed, length), 12, GREEDY) for seed, length in enumerate((100, 30, 5))]
+
+    async def body(engine: SlotEngine) -> None:
+        assert await all_of(engine, wanted) == [plain(llama, one.prompt, 12) for one in wanted]
+
+    with_slots(llama, body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,8 +123,11 @@ def test_a_bar_goes_on_in_steps_of_whatever_numbers(number: Any) -> None:
         ([np.arange(3), {4}], [[0, 1, 2], [4]]),
         ({"at": Path("folder/file")}, {"at": "folder/file"}),
         (Template("<b>bold</b>"), "<b>bold</b>"),
+        ({None: 1, True: [np.int64(2)], "n": 2**70}, {"null": 1, "true": [2], "n": 2.0**70}),
+        ({"of": MappingProxyType({"a": 1})}, {"of": {"a": 1}}),
+        ({None: b"abc"}, {"null": "YWJj"}),
     ],
-    ids=["numbers", "arrays", "paths", "text"],
+    ids=["numbers", "arrays", "paths", "text", "keys of JSON", "views", "bytes"],
 )
 def test_a_display_of_what_json_does_not_know_arrives_as_in_a_notebook(value: Any, shown: Any) -> None:
     sent: list[Any] = []

@@ -85,3 +85,13 @@ def test_a_checkpoint_knows_models_by_their_names_and_not_by_their_order(kind: t
     ]
     strategy.forget()
     assert not strategy.replicas, "models that a new rank has no part of are trained together no more"
+
+
+def test_models_are_known_alike_after_a_cell_in_which_one_rank_could_not_prepare_its_own() -> None:
+    """It had no memory for it, say: what it trained from then on was not averaged at the end of any cell."""
+    ranks = [LocalSGD(parse_plan("local-sgd:4"), rank, 2, torch.device("cpu")) for rank in range(2)]
+    ranks[0].parallelize(torch.nn.Linear(1, 1), None)  # of the cell that failed: nobody has it any more
+    for strategy in ranks:
+        strategy.broken()
+    models = [strategy.parallelize(torch.nn.Linear(1, 1), None) for strategy in ranks]
+    assert [strategy.replicas[-1].serial for strategy in ranks] == [0, 0] and len(models) == 2

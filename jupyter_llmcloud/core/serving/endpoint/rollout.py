@@ -7,7 +7,6 @@ percent of the requests; those of the stable one and the canary make 100.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -235,8 +234,3 @@ def why_unhealthy(canary: Outcomes, stable: Outcomes) -> str:
         f"{canary.num_errors} of its {canary.num_requests} requests failed, and {stable.num_errors} of "
         f"{stable.num_requests} of the stable revision's"
     )
-
-
-def fields_of(item: Revision) -> dict[str, object]:
-    """A revision as values, for the API."""
-    return dataclasses.asdict(item)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
+from torch.utils._pytree import tree_map_only
 
 from jupyter_llmcloud.inference.engines.quantized.packing import Scheme, dequantize, quantize
 from jupyter_llmcloud.system.patching import Patch
@@ -74,6 +75,10 @@ class QuantizedLinear(torch.nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """What the numbers stand for, [out, in]: some architectures ask for its type, or compute with it themselves."""
+        return UnmadeWeight(self)
+
+    def made_weight(self) -> torch.Tensor:
+        """The same, made of the numbers."""
         if not self.is_packed:
             return dequantize(self.numbers, self.scale)
         ones = torch.eye(self.in_features, dtype=self.scale.dtype, device=self.scale.device)
@@ -105,6 +110,34 @@ class QuantizedLinear(torch.nn.Module):
         # Many CPUs multiply bfloat16 several times slower than float32, and the numbers are exact in both.
         dtype = torch.float32 if rows.device.type == "cpu" else rows.dtype
         return linear(rows.to(dtype), self.numbers.to(dtype)).mul_(scale).to(rows.dtype)
+
+
+class UnmadeWeight(torch.Tensor):
+    """Weights that are made only where something is computed with them.
+
+    T5 asks each of its layers for the type of one in every step: to make the weights of packed numbers for that takes
+    as long as dozens of steps.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, layer: QuantizedLinear) -> UnmadeWeight:
+        of = layer.scale
+        size = (layer.out_features, layer.in_features)
+        made: UnmadeWeight = torch.Tensor._make_wrapper_subclass(cls, size, dtype=of.dtype, device=of.device)
+        return made
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        self._layer = layer
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Whatever is computed is computed with the weights."""
+        args, kwargs = tree_map_only(cls, lambda one: one._layer.made_weight(), (args, kwargs or {}))
+        return function(*args, **kwargs)
 
 
 @cache

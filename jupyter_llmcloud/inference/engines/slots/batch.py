@@ -128,12 +128,10 @@ class RunningBatch:
                     return False
 
     def _preempt(self) -> None:
-        """The youngest gives its slot to the others; it is read again, with its answer, when there is one."""
-        sequence = self.running.pop()
-        self._slots.free(sequence)
-        sequence.num_cached = 0
-        if sequence.is_scored:
-            sequence.logprobs.clear()
+        """The youngest gives its slot to the others."""
+        sequence = self.running[-1]
+        self._leave(sequence)
+        sequence.begin_again()
         self.waiting.appendleft(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
@@ -215,14 +213,31 @@ class RunningBatch:
         step = make_step(parts, self._forward.model.device)
         began = time.perf_counter()
         logits = self._forward.run(step)
-        chosen = self._choose(logits, step.parts) if step.parts else []
+        unsound = _unsound(logits, step.parts)
+        chosen = self._choose(logits, step.parts, unsound) if step.parts else []
         if all(part.num_scored == len(part.tokens) for part in parts):
             self.speculation.note(step.ids.shape[1], time.perf_counter() - began)
         self._note_read(parts)
         place = 0
         for part in step.parts:
-            self._take(part, chosen[place : place + part.num_scored])
+            if part.sequence not in unsound:
+                self._take(part, chosen[place : place + part.num_scored])
             place += part.num_scored
+        if unsound:
+            self._compute_again(unsound)
+
+    def _compute_again(self, unsound: list[Sequence]) -> None:
+        """What is no number may have been left in their slots by others; if it comes again, it is the model's own."""
+        for sequence in unsound:
+            self._leave(sequence)
+            if sequence.was_unsound:
+                self._outcomes.append(Outcome(sequence, [], [], None, EngineError(_NO_NUMBERS)))
+            else:
+                sequence.was_unsound = True
+                sequence.begin_again()
+                self.waiting.appendleft(sequence)
+        self._prefixes.clear()
+        self._slots.scrub()
 
     def _note_read(self, parts: list[Part]) -> None:
         """Their tokens have keys and values now. All are noted before any row moves: only that moves along."""
@@ -239,10 +254,13 @@ class RunningBatch:
         assert sequence.group is not None
         sequence.group.begin_decoding(sequence)
 
-    def _choose(self, logits: torch.Tensor, parts: list[Part]) -> list[int]:
+    def _choose(self, logits: torch.Tensor, parts: list[Part], unsound: list[Sequence]) -> list[int]:
         """The token that comes after each scored one."""
         rows: list[Row] = []
         for part in parts:
+            if part.sequence in unsound:
+                rows += [_PLAIN] * part.num_scored
+                continue
             if part.sequence.is_scored:
                 self._score(part, logits[len(rows) : len(rows) + part.num_scored])
             if part.sequence.is_plain:
@@ -297,6 +315,19 @@ class RunningBatch:
 
 
 _PLAIN = Row(Sampling(temperature=0.0))
+_NO_NUMBERS = "what the model computes for these tokens is no number (NaN): its values leave the range of its data type"
+
+
+def _unsound(logits: torch.Tensor, parts: list[Part]) -> list[Sequence]:
+    """The sequences whose scores are NaN. Where one of a row is, all are: they are of one state of the model."""
+    if not parts:
+        return []
+    flags = logits[:, 0].isnan()
+    if not flags.any():
+        return []
+    of_rows = [part.sequence for part in parts for _ in range(part.num_scored)]
+    broken = [sequence for sequence, flag in zip(of_rows, flags.tolist(), strict=True) if flag]
+    return list(dict.fromkeys(broken))
 
 
 def _is_complete(part: Part) -> bool:

@@ -118,6 +118,14 @@ class SlotGroup:
         self.sequences.pop()
         sequence.group, sequence.row = None, -1
 
+    def scrub(self) -> None:
+        """Let no place that no sequence has hold NaN or an infinity: attention multiplies what it does not see by 0."""
+        for row in range(self.num_rows):
+            begin = self.sequences[row].num_cached if row < len(self.sequences) else 0
+            for layer in self.layers:
+                left = layer[row, begin:]
+                left.masked_fill_(~left.isfinite(), 0.0)
+
     def _move(self, source: int, target: int) -> None:
         if source == target:
             return
@@ -198,6 +206,11 @@ class KVSlots:
         """Give its slot back."""
         if (group := sequence.group) is not None:
             group.remove(sequence)
+
+    def scrub(self) -> None:
+        """As of each group."""
+        for group in self.groups.values():
+            group.scrub()
 
     def trim(self) -> None:
         """Give back what no sequence has."""

@@ -25,6 +25,7 @@ class Sequence:
         group, row: the slot; None while it waits.
         number: of the sequences that were given a slot, which one this is.
         last_known: the newest that had one when this one got its first token.
+        was_unsound: once its scores were no numbers.
         cancelled: nobody waits for it any more; set by the event loop.
         logprobs: those that were asked for: of the prompt's tokens, then of the generated ones.
         drafts: guesses of what comes next.
@@ -41,6 +42,7 @@ class Sequence:
     row: int = -1
     number: int = 0
     last_known: int = 0
+    was_unsound: bool = False
     cancelled: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
     drafts: Drafts = field(default_factory=Drafts)
@@ -79,6 +81,12 @@ class Sequence:
     def is_scored(self) -> bool:
         """Whether the tokens that are read now are those of a prompt whose log probabilities are wanted."""
         return self.generation.score_prompt and self.num_generated == 0
+
+    def begin_again(self) -> None:
+        """It has lost its slot: all of it is to be read again, with its answer, when there is one."""
+        self.num_cached = 0
+        if self.is_scored:
+            self.logprobs.clear()
 
     def sampler_row(self) -> Row:
         """What the sampler needs to know to choose the next token."""

@@ -16,6 +16,11 @@ from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, T
 from jupyter_llmcloud.inference.open_inference.tensors import BYTES, Array, InvalidInput, Tensor
 
 MAX_PIXELS = 64 << 20
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+    6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
 
 
 class ImageClassifier:
@@ -124,10 +129,22 @@ class ImageClassifier:
 
 
 def upright(image: Any) -> Any:
-    """The image of a file in RGB, as people see it: cameras write how they were held beside the pixels (EXIF)."""
-    from PIL import ImageOps
+    """The image of a file in RGB, as people see it: cameras write how they were held beside the pixels (EXIF).
 
-    return ImageOps.exif_transpose(image).convert("RGB")
+    Nothing else of what they have written is needed, and some of that no library writes again.
+    """
+    from PIL.Image import Transpose
+
+    turn = _TURNS.get(_orientation(image))
+    plain = image.convert("RGB")
+    return plain if turn is None else plain.transpose(Transpose[turn])
+
+
+def _orientation(image: Any) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # what is wrong beside the pixels is no error of them
+        return None
 
 
 def _opened(data: bytes) -> Any:

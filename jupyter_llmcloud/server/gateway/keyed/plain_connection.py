@@ -125,7 +125,7 @@ class PlainConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """More of a request, or of the next one."""
         self._reader.feed(self._buffer[:nbytes])
-        if self._answer is None:
+        if not self._is_answering:
             self._go_on()
         elif self._reader.num_unread > MAX_EARLY and self._transport is not None:
             self._transport.pause_reading()
@@ -134,8 +134,7 @@ class PlainConnection(asyncio.BufferedProtocol):
         """The system has taken everything."""
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
-        if self._answer is None and self._reader.num_unread:
-            self._go_on()
+        self._next()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Nobody is there any more."""
@@ -164,6 +163,19 @@ class PlainConnection(asyncio.BufferedProtocol):
             self._timer = loop.call_later(left, self._look)
 
     # --- requests ---
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether an answer is not on its way to the client as a whole: what comes next waits for that."""
+        return self._answer is not None or (self._transport is not None and self._transport.get_write_buffer_size() > 0)
+
+    def _next(self) -> None:
+        """Read on, once the client has what it has asked for before."""
+        if self._transport is None or self._is_answering:
+            return
+        self._transport.resume_reading()
+        if self._reader.num_unread:
+            self._go_on()
 
     def _go_on(self) -> None:
         """Begin with the next request as soon as all of it is here."""
@@ -199,8 +211,8 @@ class PlainConnection(asyncio.BufferedProtocol):
 
     def _give_back(self) -> None:
         transport = self._transport
-        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
-            return  # what is not written yet comes before it
+        if transport is None or transport.is_closing():
+            return
         sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._leave(self._origin.take_back(sock, self._reader.rest()))
         transport.abort()
@@ -233,10 +245,7 @@ class PlainConnection(asyncio.BufferedProtocol):
         """That was all of it."""
         self._answer = None
         self._wait()
-        if self._transport is not None:
-            self._transport.resume_reading()
-        if self._reader.num_unread:
-            self._go_on()
+        self._next()
 
     def close(self) -> None:
         """End it."""

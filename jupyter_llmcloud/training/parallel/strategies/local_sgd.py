@@ -99,8 +99,10 @@ class LocalSGD(Strategy):
                 self.exchange(replica)
 
     def broken(self) -> None:
-        for replica in self.replicas:  # ranks were at different steps
-            replica.num_steps = 0
+        self.replicas = [replica for replica in self.replicas if replica.model is not None]
+        for number, replica in enumerate(self.replicas):  # ranks were at different steps, or one prepared no model
+            replica.num_steps, replica.serial = 0, number
+        self._num_made = len(self.replicas)
 
     def state(self, copy: Copy, models: Models) -> Any:
         return {address: [replica.num_steps, replica.num_left] for address, replica in self.addressed(models)}

@@ -25,6 +25,7 @@ import {
 const HEIGHT = 140;
 const WINDOW_POINTS = 2400; // of a stretch and as much on either side: one for each pixel of a wide chart
 const MAX_POINTS = 2000; // that the server gives at once
+const MAX_NARROWED = 3; // times that it is asked for a shorter stretch, each a thousandth of the one before
 const FETCH_AFTER_MS = 120; // without a move of the mouse
 const MAX_RANKS = 8; // whose values are told one by one
 
@@ -316,7 +317,8 @@ function useExact(
     const timer = window.setTimeout(() => {
       const from = before === null ? step : (before + step) / 2;
       const to = after === null ? step : (after + step) / 2;
-      fetchSeries(runId, name, { from, to, points: MAX_POINTS, by: 'rank' }).then(
+      const within = (first: number, last: number) => fetchSeries(runId, name, { from: first, to: last, points: MAX_POINTS, by: 'rank' });
+      exactNear(within, step, from, to).then(
         ranks => {
           const text = rankWords(ranks, step);
           cache.current.set(key, text);
@@ -333,6 +335,24 @@ function useExact(
   return key && told.key === key ? told.text : '';
 }
 
+/** What ranks had about a step: of a stretch with more steps than are told at once, those of an ever shorter one. */
+export async function exactNear(
+  within: (from: number, to: number) => Promise<Record<string, Window>>,
+  step: number,
+  from: number,
+  to: number
+): Promise<Record<string, Window>> {
+  for (let left = MAX_NARROWED; ; left -= 1) {
+    const ranks = await within(from, to);
+    const rows = Object.values(ranks).filter(columns => columns.step.length);
+    if (left === 0 || rows.every(columns => columns.is_exact)) return ranks;
+    const places = rows.map(columns => [columns.step, nearestRow(columns.step, step)] as const);
+    const [first, last] = [from, to];
+    from = Math.min(...places.map(([steps, at]) => steps[at - 1] ?? first));
+    to = Math.max(...places.map(([steps, at]) => steps[at + 1] ?? last));
+  }
+}
+
 /** "rank 0: 1.23 · rank 1: 1.25", of many ranks the lowest and the highest; at the step nearest to `step`. */
 export function rankWords(ranks: Record<string, Window>, step: number): string {
   const found = Object.entries(ranks).flatMap(([rank, columns]) => {
@@ -341,10 +361,11 @@ export function rankWords(ranks: Record<string, Window>, step: number): string {
     return [{ rank: Number(rank), step: columns.step[at] as number, value: columns.mean[at] ?? null }];
   });
   if (found.length < 2) return '';
-  const at = formatCount(found[0]?.step);
+  const isExact = Object.values(ranks).every(columns => columns.is_exact || !columns.step.length);
+  const at = isExact ? `at step ${formatCount(found[0]?.step)}` : `means about step ${formatCount(Math.round(found[0]?.step ?? step))}`;
   const say = (one: { rank: number; value: number | null }) => `rank ${one.rank}: ${formatNumber(one.value, 5)}`;
-  if (found.length <= MAX_RANKS) return `at step ${at} · ${found.map(say).join(' · ')}`;
+  if (found.length <= MAX_RANKS) return `${at} · ${found.map(say).join(' · ')}`;
   const finite = found.filter(one => one.value !== null).sort((one, other) => (one.value as number) - (other.value as number));
   const [lowest, highest] = [finite[0], finite[finite.length - 1]];
-  return lowest && highest ? `at step ${at} · lowest ${say(lowest)} · highest ${say(highest)}` : `at step ${at} · not finite`;
+  return lowest && highest ? `${at} · lowest ${say(lowest)} · highest ${say(highest)}` : `${at} · not finite`;
 }
