@@ -37,7 +37,10 @@ class Replica:
     async def take(self) -> Replica:
         return self
 
-    async def ask(self, *_: Any) -> Answer:
+    def post(self, *_: Any) -> None:
+        pass
+
+    async def answer(self) -> Answer:
         return Answer()
 
     def give_back(self, _: Any) -> None:

@@ -21,6 +21,7 @@ MAX_BUFFERED = 1 << 18  # what is not yet taken; the replica waits with more
 
 
 Take = Callable[[bytes], bool]  # gets a piece; whether another one can be taken
+Begun = Callable[["ReplicaAnswer"], Take | None]  # gets an answer of which something has come; who takes that
 
 
 class ReplicaUnreachable(OSError):
@@ -93,7 +94,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         self._wanted: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._take: Take | None = None  # gets what comes, without a task that would be woken for it
-        self._begun: Callable[[ReplicaAnswer], Take | None] | None = None
+        self._begun: Begun | None = None
         self.is_full = False
         self.is_paused = False
 
@@ -102,7 +103,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         """Whether another request may be sent: the last answer is complete, and both ends keep the connection."""
         return self._error is None and self._decoder.is_complete and self._decoder.keeps
 
-    def send(self, request: bytes, begun: Callable[[ReplicaAnswer], Take | None] | None = None) -> None:
+    def send(self, request: bytes, begun: Begun | None = None) -> None:
         """Send a request. `begun`: is called when there is some of a body; what it returns gets that and the rest."""
         assert self._transport is not None
         self._decoder = AnswerDecoder()
@@ -110,8 +111,8 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         self._go_on()  # whoever asked before may have gone before all of the answer was taken
         self._transport.write(request)
 
-    async def head(self) -> tuple[int, Mapping[str, str]]:
-        """The status and the headers, once something of the body is there, too, or its end. Raises BrokenAnswer.
+    async def answer(self) -> ReplicaAnswer:
+        """What is answered, once something of the body is there, too, or its end. Raises BrokenAnswer.
 
         Of one whose body is taken as it comes: once that can go no further, or has ended.
         """
@@ -120,7 +121,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
                 await self._more()
         finally:
             self._begun = self._take = None
-        return self._decoder.status, self._decoder.headers
+        return ReplicaAnswer(self, self._decoder.status, self._decoder.headers)
 
     async def read_some(self) -> bytes:
         """What of the body has come; nothing at its end. Raises BrokenAnswer."""
@@ -201,7 +202,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         if self._take is not None or self._decoder.has_begun:
             self._wake()
 
-    def _begins(self, begun: Callable[[ReplicaAnswer], Take | None]) -> Take | None:
+    def _begins(self, begun: Begun) -> Take | None:
         self._begun = None
         try:
             return begun(ReplicaAnswer(self, self._decoder.status, self._decoder.headers))
@@ -394,18 +395,25 @@ class ReplicaConnections:
     def __init__(self, path: str, headers: Mapping[str, str]) -> None:
         self._path = path
         self._head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "replica", **headers}.items())
+        self._num_lines = 1 + len(headers)
         self._idle: list[ReplicaConnection] = []
         self._buffer = bytearray(READ_BYTES)
         self._is_closed = False
 
-    async def take(self) -> ReplicaConnection:
-        """A connection without a request. Raises ReplicaUnreachable."""
+    def take_idle(self) -> ReplicaConnection | None:
+        """One that is there and without a request."""
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_reusable and now - connection.idle_since < KEEP_S:
                 return connection
             connection.close()
+        return None
+
+    async def take(self) -> ReplicaConnection:
+        """A connection without a request. Raises ReplicaUnreachable."""
+        if (kept := self.take_idle()) is not None:
+            return kept
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
@@ -414,22 +422,27 @@ class ReplicaConnections:
             raise ReplicaUnreachable(f"it cannot be reached: {error or type(error).__name__}") from None
         return made
 
+    def post(self, connection: ReplicaConnection, path: str, body: bytes, headers: Mapping[str, str],
+             begun: Begun | None = None) -> None:  # fmt: skip
+        """Send a request, whose answer then is at the connection. `begun`: as that of `ReplicaConnection.send`."""
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = f"POST {path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
+        num_lines = len(headers) + self._num_lines + 3
+        if head.count("\n") != num_lines or head.count("\r") != num_lines:
+            raise ValueError("a line break within a header of a request")
+        connection.send(head.encode() + body, begun)
+
     async def ask(
         self,
         connection: ReplicaConnection,
         path: str,
         body: bytes,
         headers: Mapping[str, str],
-        begun: Callable[[ReplicaAnswer], Take | None] | None = None,
+        begun: Begun | None = None,
     ) -> ReplicaAnswer:
-        """Post a body; returns as `ReplicaConnection.head`. Raises BrokenAnswer. `begun`: as that of `send`."""
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        head = f"POST {path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
-        num_lines = len(headers) + self._head.count("\n") + 3
-        if head.count("\n") != num_lines or head.count("\r") != num_lines:
-            raise ValueError("a line break within a header of a request")
-        connection.send(head.encode() + body, begun)
-        return ReplicaAnswer(connection, *await connection.head())
+        """Post a body; returns as `ReplicaConnection.answer`. Raises BrokenAnswer."""
+        self.post(connection, path, body, headers, begun)
+        return await connection.answer()
 
     def give_back(self, connection: ReplicaConnection) -> None:
         """A request is over: keep the connection for another one, if its answer has been read to the end."""

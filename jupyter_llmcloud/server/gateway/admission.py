@@ -54,6 +54,11 @@ class AdmissionControl:
         """Requests that wait for a replica."""
         return sum(not place.granted.done() for place in self._waiting)
 
+    def enter_now(self, shape: RequestShape) -> ReplicaClient | None:
+        """As `enter`, where nobody has to wait; None: that must be asked."""
+        found = None if self._waiting else choose(shape, list(self._ready()))
+        return None if found is None else found.enter(shape)
+
     async def enter(
         self,
         avoid: frozenset[str] = frozenset(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from http.client import responses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from jupyter_llmcloud.server.gateway.request_shape import named_body, shape_from
 if TYPE_CHECKING:
     from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
-    from jupyter_llmcloud.server.gateway.keyed.exchange import Services
+    from jupyter_llmcloud.server.gateway.keyed.exchange import Delivery, Services
     from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKey
     from jupyter_llmcloud.storage.server_state import StoredKey
 
@@ -146,19 +146,29 @@ class KeyedAnswer:
             return None
         return endpoint, shape
 
-    async def give(self, body: bytes, endpoint: EndpointController, shape: RequestShape) -> None:
-        """Have a replica answer."""
-        # In the next round of the loop, when the replica has been asked, and nobody waits for it.
-        asyncio.get_running_loop().call_soon(self._prepare_head)
+    def give(self, body: bytes, endpoint: EndpointController, shape: RequestShape) -> Coroutine[Any, Any, None]:
+        """Have a replica answer: it is asked in this very moment, if it can be. What is returned sees to the rest."""
         asked = self._asked
         caller = Caller(asked.actor, asked.key, asked.headers)
+        started: Delivery | Exception
         try:
-            await self._exchange.pass_on(caller, endpoint, asked.route, body, shape, self)
+            started = self._exchange.start(caller, endpoint, asked.route, body, shape, self)
+        except Exception as error:
+            started = error
+        # In the next round of the loop, when the replica has been asked, and nobody waits for it.
+        asyncio.get_running_loop().call_soon(self._prepare_head)
+        return self._see_to(started)
+
+    async def _see_to(self, started: Delivery | Exception) -> None:
+        try:
+            if isinstance(started, Exception):
+                raise started
+            await self._exchange.finish(started)
         except Exception as error:
             self.fail(error)
         finally:
             seconds = time.perf_counter() - self._exchange.began
-            self._admittance.answered(asked, self._status or 200, seconds)
+            self._admittance.answered(self._asked, self._status or 200, seconds)
 
     def _prepare_head(self) -> None:
         """What the answer's head has in any case."""
