@@ -8,12 +8,15 @@ breaks the answer, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Literal
 
 CONNECT_TIMEOUT_S = 5.0
 KEEP_S = 60.0  # an idle one; the replica keeps it longer
 MAX_HEAD = 1 << 16
+MAX_SIZE_LINE = 12  # of a chunk that is as long as a piece of a stream
 MAX_LINE = 1 << 10  # before a chunk, and behind the last one
 _HEXADECIMAL = frozenset(b"0123456789abcdefABCDEF")
 READ_BYTES = 1 << 18  # at once, as asyncio does
@@ -81,7 +84,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         buffer: into which it is read. It may be that of other connections too: what is read is taken out at once.
 
     Attributes:
-        idle_since: on the clock of the loop, while it is kept for the next request.
+        idle_since: on the clock of `time.monotonic`, while it is kept for the next request.
         is_paused: whether the replica has to wait until more of its answer is taken.
         is_full: whether who takes the answer has said that it can take no more for now.
     """
@@ -108,7 +111,8 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         assert self._transport is not None
         self._decoder = AnswerDecoder()
         self._begun, self._take, self.is_full = begun, None, False
-        self._go_on()  # whoever asked before may have gone before all of the answer was taken
+        if self.is_paused:  # whoever asked before may have gone before all of the answer was taken
+            self._go_on()
         self._transport.write(request)
 
     async def answer(self) -> ReplicaAnswer:
@@ -234,6 +238,21 @@ class ReplicaConnection(asyncio.BufferedProtocol):
             self._wanted.set_result(None)
 
 
+def _whole_chunk(raw: bytes, at: int) -> tuple[int, int] | None:
+    """Where the data of a chunk is that begins here and has come whole, as most do; None: look closer."""
+    line_ends = raw.find(b"\r\n", at, at + MAX_SIZE_LINE)
+    size = _plain_size(raw[at:line_ends]) if line_ends > at else 0
+    begins = line_ends + 2
+    ends = begins + size
+    return (begins, ends) if size and raw[ends : ends + 2] == b"\r\n" else None
+
+
+@lru_cache(maxsize=1000)  # pieces of a stream are about as long as each other
+def _plain_size(told: bytes) -> int:
+    """Of a chunk; 0: the last one, or one that must be looked at."""
+    return 0 if set(told) - _HEXADECIMAL else int(told, 16)
+
+
 class AnswerDecoder:
     """Bytes of an HTTP/1.1 answer to its status, headers and body.
 
@@ -345,7 +364,11 @@ class AnswerDecoder:
     def _read_chunks(self) -> None:
         raw, position = self._raw, 0
         while not self.is_complete:
-            if self._next == "data":
+            if self._next == "size" and (whole := _whole_chunk(raw, position)) is not None:
+                begins, ends = whole
+                self._body.append(raw[begins:ends])
+                position = ends + 2
+            elif self._next == "data":
                 piece = raw[position : position + (self._left or 0)]
                 if not piece:
                     break
@@ -402,7 +425,7 @@ class ReplicaConnections:
 
     def take_idle(self) -> ReplicaConnection | None:
         """One that is there and without a request."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_reusable and now - connection.idle_since < KEEP_S:
@@ -447,7 +470,7 @@ class ReplicaConnections:
     def give_back(self, connection: ReplicaConnection) -> None:
         """A request is over: keep the connection for another one, if its answer has been read to the end."""
         if connection.is_reusable and not self._is_closed:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
             connection.close()

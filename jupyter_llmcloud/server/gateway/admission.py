@@ -137,7 +137,7 @@ def choose(shape: RequestShape, replicas: Sequence[ReplicaClient]) -> ReplicaCli
 
     When the one that it goes on from is there no longer, any other one refuses the request and says so.
     """
-    if (keeper := next((one for one in replicas if one.id == shape.replica), None)) is not None:
+    if shape.replica and (keeper := next((one for one in replicas if one.id == shape.replica), None)) is not None:
         return keeper if keeper.load.is_free else None
     if len(replicas) == 1:  # a breaker keeps requests away from it only if there is another one
         return replicas[0] if replicas[0].load.is_free else None

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
-    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer, ReplicaConnection, Take
+    from jupyter_llmcloud.server.endpoints.replica_connection import (
+        ReplicaAnswer,
+        ReplicaConnection,
+        ReplicaConnections,
+        Take,
+    )
 
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
@@ -90,8 +95,9 @@ class GatewayRequest:
     counts_tokens: bool = True
 
 
-class _Entered(NamedTuple):
-    """A place that a request has at a replica before its task begins.
+@dataclass(eq=False, slots=True)
+class _Entered:
+    """A place that a request has at a replica.
 
     Attributes:
         at: since when, on the clock of `time.perf_counter`.
@@ -100,7 +106,7 @@ class _Entered(NamedTuple):
 
     at: float
     replica: ReplicaClient
-    connection: ReplicaConnection | None
+    connection: ReplicaConnection | None = None
 
 
 class NoResponse(Exception):
@@ -158,18 +164,16 @@ class Proxy:
         A task that is made for it begins in the next round of the loop, and the replica would wait for that.
         """
         try:
-            self._ask_now()
+            replica = self._admission.enter_now(self._request.shape)
+            if replica is None:
+                return
+            entered = self._entered = _Entered(time.perf_counter(), replica)
+            connections = replica.connections
+            entered.connection = connections.take_idle()
+            if entered.connection is not None:
+                self._post(replica, connections, entered.connection)
         except Exception:  # `run` meets it as well, and says so
             self._leave()
-
-    def _ask_now(self) -> None:
-        at = time.perf_counter()
-        if (replica := self._admission.enter_now(self._request.shape)) is None:
-            return
-        self._entered = _Entered(at, replica, None)
-        if (connection := replica.connections.take_idle()) is not None:
-            self._entered = _Entered(at, replica, connection)
-            self._post(replica, connection)
 
     def _leave(self) -> None:
         """Give up the place that was taken before the task began."""
@@ -228,7 +232,7 @@ class Proxy:
             if entered is None:
                 asked_at = time.perf_counter()
                 replica = await self._admission.enter(avoid, self._patience_left(), shape)
-                entered = _Entered(time.perf_counter(), replica, None)
+                entered = _Entered(time.perf_counter(), replica)
                 waited_s = entered.at - asked_at
             try:
                 await self._ask_and_note(entered)
@@ -269,7 +273,7 @@ class Proxy:
             with replica.use():
                 if connection is None:
                     connection = await connections.take()
-                    self._post(replica, connection)
+                    self._post(replica, connections, connection)
                 answer = await connection.answer()
                 if answer.status == 503 and len(self._endpoint.ready_replicas()) > 1:
                     raise NoResponse("it is not ready any more", delivered=False)
@@ -282,12 +286,12 @@ class Proxy:
             if connection is not None:
                 connections.give_back(connection)
 
-    def _post(self, replica: ReplicaClient, connection: ReplicaConnection) -> None:
+    def _post(self, replica: ReplicaClient, connections: ReplicaConnections, connection: ReplicaConnection) -> None:
         self._replica = replica
         request = self._request
         headers = {**_TO_REPLICA, **request.headers, "X-Request-Id": request.request_id, REPLICA_HEADER: replica.id}
         path = request.path or f"/v1/{request.route}"
-        replica.connections.post(connection, path, request.body, headers, self._begun)
+        connections.post(connection, path, request.body, headers, self._begun)
 
     def _begun(self, answer: ReplicaAnswer) -> Take | None:
         """Something of an answer has come: who takes it and the rest, in the moment in which it comes."""

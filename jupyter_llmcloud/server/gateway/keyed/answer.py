@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine, Mapping
+from functools import lru_cache
 from http.client import responses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -34,7 +35,6 @@ class Asked(NamedTuple):
     Attributes:
         uri: as it stands there.
         route: below /v1.
-        length: of the body.
         known: the key that it came with, which is valid.
         address: where it comes from.
         headers: whose `get` takes names in lower case.
@@ -42,7 +42,6 @@ class Asked(NamedTuple):
 
     uri: str
     route: str
-    length: int
     known: KnownKey
     address: str
     headers: Mapping[str, str]
@@ -57,6 +56,13 @@ class Asked(NamedTuple):
         """As usage names who asks."""
         key = self.key
         return f"key:{key.id}"
+
+
+class Admitted(NamedTuple):
+    """A plain request that may be answered, and the length of its body."""
+
+    asked: Asked
+    length: int
 
 
 class Admittance(Protocol):
@@ -110,6 +116,17 @@ def header_lines(headers: Mapping[str, str]) -> bytes:
     return text.encode("latin-1")
 
 
+@lru_cache(maxsize=100)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n".encode()
+
+
+@lru_cache(maxsize=100)
+def _known_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
+    """As `header_lines`: most answers of a replica have the same ones, and a client waits for them."""
+    return header_lines(dict(headers))
+
+
 class KeyedAnswer:
     """One answer: the sink of its proxy.
 
@@ -123,6 +140,7 @@ class KeyedAnswer:
         self._admittance = admittance
         self._asked = asked
         self._wire = wire
+        self._caller = Caller(asked.actor, asked.known.key, asked.headers)
         self._exchange = Exchange(admittance.services, f"req-{os.urandom(16).hex()}", time.perf_counter())
         self._common = b""  # headers that the answer has whatever it is
         self._head: bytes | None = b""  # of the answer; None: it is on its way
@@ -135,24 +153,23 @@ class KeyedAnswer:
     def let_in(self, body: bytes) -> tuple[EndpointController, RequestShape] | None:
         """Which endpoint is asked, for what; None where that is refused."""
         read = named_body(body)
-        found = self._admittance.endpoint_of(read.model, self._asked.key) if read is not None else None
+        actor, key, _ = self._caller
+        found = self._admittance.endpoint_of(read.model, key) if read is not None else None
         if read is None or found is None:
             return None
         endpoint, adapter = found
-        shape = shape_from(read, self._asked.actor, adapter)
+        shape = shape_from(read, actor, adapter)
         try:
-            self._exchange.reserve(self._asked.key, shape)
+            self._exchange.reserve(key, shape)
         except ApiError:
             return None
         return endpoint, shape
 
     def give(self, body: bytes, endpoint: EndpointController, shape: RequestShape) -> Coroutine[Any, Any, None]:
         """Have a replica answer: it is asked in this very moment, if it can be. What is returned sees to the rest."""
-        asked = self._asked
-        caller = Caller(asked.actor, asked.key, asked.headers)
         started: Delivery | Exception
         try:
-            started = self._exchange.start(caller, endpoint, asked.route, body, shape, self)
+            started = self._exchange.start(self._caller, endpoint, self._asked.route, body, shape, self)
         except Exception as error:
             started = error
         # In the next round of the loop, when the replica has been asked, and nobody waits for it.
@@ -204,9 +221,8 @@ class KeyedAnswer:
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self._status = status
-        start = f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n".encode()
         self._common = self._common or self._common_headers()
-        self._head = start + self._common + header_lines(headers)
+        self._head = _status_line(status) + self._common + _known_lines(tuple(headers.items()))
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Pass a piece on; whether the system has taken all of it."""

@@ -167,7 +167,6 @@ class Exchange:
         """As `pass_on`, but only what can be done in this very moment; `finish` does the rest."""
         services = self.services
         try:
-            self.times = StreamTimes(endpoint.name, self.began)
             trace = RequestTrace(caller.headers, route, endpoint.name, self.request_id)
             told = {**trace.headers, **({KEY_HEADER: caller.key.id} if caller.key else {}), **headers}
             patience_s = _patience_s(caller.headers)
@@ -178,6 +177,7 @@ class Exchange:
             delivery = Delivery(endpoint, request, trace, copies, sink, may_shadow=not headers)
             if path or not copies.may_be_known:
                 self._begin(delivery)
+            self.times = StreamTimes(endpoint.name, self.began)
         except BaseException:
             self.open.give_back_unused()
             raise
@@ -192,10 +192,10 @@ class Exchange:
         if delivery.shadow is not None:
             sink = delivery.answered = CapturingSink(sink)
         delivery.proxy = Proxy(request, endpoint, sink, self.services.log)
+        delivery.proxy.ask_now()  # before anything else: the replica works while it is counted
         requests = self.services.requests
         requests.begin(self.open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
-        delivery.proxy.ask_now()
         return delivery.proxy
 
     async def finish(self, delivery: Delivery) -> None:
@@ -266,8 +266,8 @@ class Exchange:
 
 def _patience_s(headers: Mapping[str, str]) -> float:
     """How long this client is known to wait, less what the way to it takes."""
-    told = [headers[name] for name in _PATIENCE_HEADERS if name in headers]
-    if not told:
+    if not any(map(headers.__contains__, _PATIENCE_HEADERS)):
         return QUEUE_TIMEOUT_S
+    told = [headers[name] for name in _PATIENCE_HEADERS if name in headers]
     known = [float(text) - ANSWER_MARGIN_S for text in told if text.isascii() and text.replace(".", "", 1).isdigit()]
     return max(0.0, min([*known, QUEUE_TIMEOUT_S]))

@@ -19,7 +19,7 @@ from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, parse_
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import MAX_BODY, length_of
 from jupyter_llmcloud.server.gateway.auth import KEY_HEADERS, as_user
-from jupyter_llmcloud.server.gateway.keyed.answer import Asked, header_lines
+from jupyter_llmcloud.server.gateway.keyed.answer import Admitted, Asked, header_lines
 from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKey, KnownKeys
 from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest
 from jupyter_llmcloud.server.gateway.keyed.taking_over import PlainConnections
@@ -43,7 +43,6 @@ KEYED = "jupyter_llmcloud_keyed"  # in the settings of the web application
 MAX_HOSTS = 64
 _BEARER = "Bearer "
 _NOT_PLAIN = ("transfer-encoding", "content-encoding", "expect", "origin", *map(str.lower, KEY_HEADERS))
-_SETTINGS = ("headers", "allow_remote_access", "local_hostnames")  # that decide about headers, and about hosts
 _OF_ONE_ANSWER = ("Date", "Content-Type", "Content-Length", "X-Request-Id", "Vary")
 
 
@@ -86,8 +85,9 @@ class KeyedRouter(Router):
         self.head = header_lines({name: told for name, told in headers.items() if name not in _OF_ONE_ANSWER})
 
     def _settings(self) -> list[Any]:
-        """What answers depended on when they were learned from: it may be changed while the server runs."""
-        return [self._application.settings.get(name) for name in _SETTINGS]
+        """What decides about headers, and about hosts: it may be changed while the server runs."""
+        told = self._application.settings
+        return [told.get("headers"), told.get("allow_remote_access"), told.get("local_hostnames")]
 
     # --- who may come this way ---
 
@@ -95,15 +95,15 @@ class KeyedRouter(Router):
         """What answers a request; None: a handler."""
         if request.method != "POST" or request.version != "HTTP/1.1":
             return None
-        asked = self.admit(request.uri or "", request.headers, request.remote_ip or "")
-        if asked is None:
+        admitted = self.admit(request.uri or "", request.headers, request.remote_ip or "")
+        if admitted is None:
             return None
         connection: Any = request.connection
         if self._connections.may_take(connection.stream):
-            return self._connections.take(request, asked.length)
-        return KeyedRequest(self, request, asked)
+            return self._connections.take(request, admitted.length)
+        return KeyedRequest(self, request, admitted.asked)
 
-    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Asked | None:
+    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Admitted | None:
         """The request that is posted with these headers; None: it is for a handler."""
         route = self._routes.get(uri)
         if route is None or headers.get("host") not in self._hosts:
@@ -116,15 +116,15 @@ class KeyedRouter(Router):
         if any(name in headers for name in _NOT_PLAIN) or self._settings() != self._learned_with:
             return None
         known = self._valid_key(headers.get("authorization", ""))
-        return None if known is None else Asked(uri, route, length, known, address, headers)
+        return None if known is None else Admitted(Asked(uri, route, known, address, headers), length)
 
-    def admit_again(self, asked: Asked, length: int) -> Asked | None:
-        """Another request with the same head, but for its length; None: that must be looked at as a new one."""
+    def admits_again(self, asked: Asked, length: int) -> bool:
+        """Whether there may be another one with the same head, but for its length; if not, it is read as a new one."""
         if length > MAX_BODY or asked.headers.get("host") not in self._hosts:
-            return None
+            return False
         if self._settings() != self._learned_with or not self._known.is_fresh(asked.known):
-            return None
-        return asked._replace(length=length) if asked.key.is_valid(time.time()) else None
+            return False
+        return asked.known.key.is_valid(time.time())
 
     def _valid_key(self, credential: str) -> KnownKey | None:
         text = credential.removeprefix(_BEARER)
@@ -147,7 +147,7 @@ class KeyedRouter(Router):
             endpoint = self._endpoints.get(name)
         except NotFound:
             return None
-        if not endpoint.is_active or endpoint.state == "failed" or not may_infer(key.scopes, name):
+        if not endpoint.is_active or not may_infer(key.scopes, name):
             return None
         return endpoint, endpoint.adapter_of(model)
 
