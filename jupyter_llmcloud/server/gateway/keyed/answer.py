@@ -37,25 +37,19 @@ class Asked(NamedTuple):
         route: below /v1.
         known: the key that it came with, which is valid.
         address: where it comes from.
-        headers: whose `get` takes names in lower case.
+        caller: whose headers' `get` takes names in lower case.
     """
 
     uri: str
     route: str
     known: KnownKey
     address: str
-    headers: Mapping[str, str]
+    caller: Caller
 
-    @property
-    def key(self) -> StoredKey:
-        """The key as it is kept."""
-        return self.known.key
-
-    @property
-    def actor(self) -> str:
-        """As usage names who asks."""
-        key = self.key
-        return f"key:{key.id}"
+    def without(self, header: str) -> Asked:
+        """The same, but for a header that is not kept."""
+        headers = {name: value for name, value in self.caller.headers.items() if name != header}
+        return self._replace(caller=self.caller._replace(headers=headers))
 
 
 class Admitted(NamedTuple):
@@ -116,6 +110,11 @@ def header_lines(headers: Mapping[str, str]) -> bytes:
     return text.encode("latin-1")
 
 
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return format_timestamp(second)
+
+
 @lru_cache(maxsize=100)
 def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n".encode()
@@ -140,7 +139,6 @@ class KeyedAnswer:
         self._admittance = admittance
         self._asked = asked
         self._wire = wire
-        self._caller = Caller(asked.actor, asked.known.key, asked.headers)
         self._exchange = Exchange(admittance.services, f"req-{os.urandom(16).hex()}", time.perf_counter())
         self._common = b""  # headers that the answer has whatever it is
         self._head: bytes | None = b""  # of the answer; None: it is on its way
@@ -153,12 +151,12 @@ class KeyedAnswer:
     def let_in(self, body: bytes) -> tuple[EndpointController, RequestShape] | None:
         """Which endpoint is asked, for what; None where that is refused."""
         read = named_body(body)
-        actor, key, _ = self._caller
+        key = self._asked.known.key
         found = self._admittance.endpoint_of(read.model, key) if read is not None else None
         if read is None or found is None:
             return None
         endpoint, adapter = found
-        shape = shape_from(read, actor, adapter)
+        shape = shape_from(read, self._asked.caller.actor, adapter)
         try:
             self._exchange.reserve(key, shape)
         except ApiError:
@@ -169,7 +167,7 @@ class KeyedAnswer:
         """Have a replica answer: it is asked in this very moment, if it can be. What is returned sees to the rest."""
         started: Delivery | Exception
         try:
-            started = self._exchange.start(self._caller, endpoint, self._asked.route, body, shape, self)
+            started = self._exchange.start(self._asked.caller, endpoint, self._asked.route, body, shape, self)
         except Exception as error:
             started = error
         # In the next round of the loop, when the replica has been asked, and nobody waits for it.
@@ -189,13 +187,13 @@ class KeyedAnswer:
 
     def _prepare_head(self) -> None:
         """What the answer's head has in any case."""
-        self._admittance.asked(self._asked.key, self._asked.address)
+        self._admittance.asked(self._asked.known.key, self._asked.address)
         self._exchange.note_activity()
         self._common = self._common or self._common_headers()
 
     def _common_headers(self) -> bytes:
-        quota = self._exchange.quota_headers(self._asked.key)
-        own = {"Date": format_timestamp(time.time()), "X-Request-Id": self._exchange.request_id, **quota}
+        quota = self._exchange.quota_headers(self._asked.known.key)
+        own = {"Date": _date(int(time.time())), "X-Request-Id": self._exchange.request_id, **quota}
         self._wire.begin()
         return self._admittance.head + header_lines(own)
 

@@ -14,7 +14,7 @@ from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.metrics import StreamTimes
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import REVISION, GatewayRequest, Proxy
-from jupyter_llmcloud.server.gateway.tracing import RequestTrace
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace, trace_context
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
@@ -62,11 +62,20 @@ class Caller(NamedTuple):
         actor: as usage names them.
         key: that the request came with.
         headers: of the request.
+        patience_s: how long they are known to wait for an answer to begin.
+        trace: what they told of a trace that the request is part of.
     """
 
     actor: str
     key: StoredKey | None
     headers: Mapping[str, str]
+    patience_s: float
+    trace: Mapping[str, str]
+
+    @classmethod
+    def of(cls, actor: str, key: StoredKey | None, headers: Mapping[str, str]) -> Caller:
+        """Who asks with these headers."""
+        return cls(actor, key, headers, _patience_s(headers), trace_context(headers))
 
 
 @dataclass(eq=False)
@@ -167,11 +176,10 @@ class Exchange:
         """As `pass_on`, but only what can be done in this very moment; `finish` does the rest."""
         services = self.services
         try:
-            trace = RequestTrace(caller.headers, route, endpoint.name, self.request_id)
+            trace = RequestTrace(caller.trace, route, endpoint.name, self.request_id)
             told = {**trace.headers, **({KEY_HEADER: caller.key.id} if caller.key else {}), **headers}
-            patience_s = _patience_s(caller.headers)
             request = GatewayRequest(
-                self.request_id, caller.actor, route, body, shape, patience_s, self.began, told, path, not path
+                self.request_id, caller.actor, route, body, shape, caller.patience_s, self.began, told, path, not path
             )
             copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
             delivery = Delivery(endpoint, request, trace, copies, sink, may_shadow=not headers)
@@ -266,8 +274,8 @@ class Exchange:
 
 def _patience_s(headers: Mapping[str, str]) -> float:
     """How long this client is known to wait, less what the way to it takes."""
-    if not any(map(headers.__contains__, _PATIENCE_HEADERS)):
-        return QUEUE_TIMEOUT_S
     told = [headers[name] for name in _PATIENCE_HEADERS if name in headers]
+    if not told:
+        return QUEUE_TIMEOUT_S
     known = [float(text) - ANSWER_MARGIN_S for text in told if text.isascii() and text.replace(".", "", 1).isdigit()]
     return max(0.0, min([*known, QUEUE_TIMEOUT_S]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
@@ -15,12 +16,13 @@ MAX_KEYS = 1000
 Stamp = tuple[int, int, int]
 
 
-class KnownKey(NamedTuple):
+@dataclass(eq=False, slots=True)
+class KnownKey:
     """A key as it was read.
 
     Attributes:
-        stamp: of the state before that.
-        read_at: on the clock of `time.monotonic`.
+        stamp: of the state before it was read last.
+        read_at: when that was, on the clock of `time.monotonic`.
     """
 
     key: StoredKey
@@ -42,11 +44,18 @@ class KnownKeys:
     def get(self, text: str) -> KnownKey | None:
         """The key that is written so, with the secret that it has; None: it must be read."""
         known = self._known.get(_digest(text))
-        return known if known is not None and self.is_fresh(known) else None
+        return known if known is not None and self.is_current(known) else None
 
-    def is_fresh(self, known: KnownKey) -> bool:
-        """Whether it need not be read again."""
-        return time.monotonic() - known.read_at <= MAX_AGE_S and known.stamp == self._state.stamp()
+    def is_current(self, known: KnownKey) -> bool:
+        """Whether it is still as it was read, for which it is read again where it may not be."""
+        now, stamp = time.monotonic(), self._state.stamp()
+        if now - known.read_at <= MAX_AGE_S and known.stamp == stamp:
+            return True
+        # Usage is written where keys are, so the stamp seldom stays. A row that is the same gives the same object.
+        if self._state.key(known.key.id) is not known.key:
+            return False
+        known.stamp, known.read_at = stamp, now
+        return True
 
     def put(self, text: str, key: StoredKey, stamp: Stamp) -> KnownKey:
         """A key was read, and its secret is right; `stamp`: of the state before that."""

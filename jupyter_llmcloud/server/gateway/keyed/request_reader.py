@@ -101,8 +101,7 @@ class RequestReader:
         self.asked, self._body_ends = admitted.asked, self._body_at + admitted.length
         if (told := _LENGTH.search(head)) is not None:
             at, ends = told.span(1)
-            without = {name: value for name, value in self.asked.headers.items() if name != "authorization"}
-            self._last = _LastHead(_digest(head[:at], head[ends:]), at, self.asked._replace(headers=without))
+            self._last = _LastHead(_digest(head[:at], head[ends:]), at, self.asked.without("authorization"))
 
     def body(self) -> bytes | None:
         """The body of the request, once it has come."""

@@ -20,6 +20,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import MAX_BODY, length_of
 from jupyter_llmcloud.server.gateway.auth import KEY_HEADERS, as_user
 from jupyter_llmcloud.server.gateway.keyed.answer import Admitted, Asked, header_lines
+from jupyter_llmcloud.server.gateway.keyed.exchange import Caller
 from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKey, KnownKeys
 from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest
 from jupyter_llmcloud.server.gateway.keyed.taking_over import PlainConnections
@@ -116,13 +117,16 @@ class KeyedRouter(Router):
         if any(name in headers for name in _NOT_PLAIN) or self._settings() != self._learned_with:
             return None
         known = self._valid_key(headers.get("authorization", ""))
-        return None if known is None else Admitted(Asked(uri, route, known, address, headers), length)
+        if known is None:
+            return None
+        caller = Caller.of(f"key:{known.key.id}", known.key, headers)
+        return Admitted(Asked(uri, route, known, address, caller), length)
 
     def admits_again(self, asked: Asked, length: int) -> bool:
         """Whether there may be another one with the same head, but for its length; if not, it is read as a new one."""
-        if length > MAX_BODY or asked.headers.get("host") not in self._hosts:
+        if length > MAX_BODY or asked.caller.headers.get("host") not in self._hosts:
             return False
-        if self._settings() != self._learned_with or not self._known.is_fresh(asked.known):
+        if self._settings() != self._learned_with or not self._known.is_current(asked.known):
             return False
         return asked.known.key.is_valid(time.time())
 
@@ -175,14 +179,14 @@ class KeyedRouter(Router):
 
     def answered(self, asked: Asked, status: int, seconds: float) -> None:
         """It is over. The handler that was not needed notes and logs it: it has the name by which that is known."""
-        self._alerts.answered(asked.key.id, status)
+        self._alerts.answered(asked.known.key.id, status)
         if status < 400:
             note_answer(self._behind[0], "POST", seconds, status, self._application.settings)
             return
         kind, services = self._behind
         handler = kind(self._application, _Answered(asked, seconds), **services)
         handler.set_status(status)
-        handler.current_user = as_user(asked.key)
+        handler.current_user = as_user(asked.known.key)
         handler._log()
 
     def close(self) -> None:
@@ -208,7 +212,7 @@ class _Answered(HTTPServerRequest):
     def __init__(self, asked: Asked, seconds: float) -> None:
         line = RequestStartLine("POST", asked.uri, "HTTP/1.1")
         connection: Any = _NoConnection(asked.address)
-        super().__init__(start_line=line, headers=HTTPHeaders(asked.headers), connection=connection)
+        super().__init__(start_line=line, headers=HTTPHeaders(asked.caller.headers), connection=connection)
         self._seconds = seconds
 
     def request_time(self) -> float:
