@@ -162,6 +162,11 @@ class OpenRequests:
         """Keep rows of usage for so long. Raises UsageError."""
         self.book.keep_s = check_days(days) * 86400
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether requests are cut, since the server ends."""
+        return self._closing
+
     def begin(self, request: OpenRequest) -> None:
         """A request is let in."""
         request.has_begun = True

@@ -200,8 +200,9 @@ class Exchange:
         if delivery.shadow is not None:
             sink = delivery.answered = CapturingSink(sink)
         delivery.proxy = Proxy(request, endpoint, sink, self.services.log)
-        delivery.proxy.ask_now()  # before anything else: the replica works while it is counted
         requests = self.services.requests
+        if self.open.cut_by is None and not requests.is_closing:
+            delivery.proxy.ask_now()  # before anything else: the replica works while it is counted
         requests.begin(self.open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
         return delivery.proxy

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from jupyter_llmcloud.server.api.base import length_of
 from jupyter_llmcloud.server.gateway.keyed.plain_head import plain_head
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.gateway.keyed.answer import Admitted, Asked
 
 _HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})(?=\r\n)", re.IGNORECASE)
+MAX_DIGITS = 15
+_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,%d})(?=\r\n)" % MAX_DIGITS, re.IGNORECASE)
 
 
 class Judge(Protocol):
@@ -85,8 +85,10 @@ class RequestReader:
             return False
         digest, at, asked = self._last
         ends = head.find(b"\r\n", at)
-        if _digest(head[:at], head[ends:]) != digest or (length := length_of(head[at:ends].decode("latin-1"))) is None:
+        told = head[at:ends]
+        if not told.isdigit() or len(told) > MAX_DIGITS or _digest(head[:at], head[ends:]) != digest:
             return False
+        length = int(told)
         if not self._judge.admits_again(asked, length):
             return False
         self.asked, self._body_ends = asked, self._body_at + length
