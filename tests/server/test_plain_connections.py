@@ -15,10 +15,11 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaConnection
 from jupyter_llmcloud.server.gateway.keyed import answer as keyed_answer
-from jupyter_llmcloud.server.gateway.keyed import plain_connection, request_reader
+from jupyter_llmcloud.server.gateway.keyed import known_keys, plain_connection, request_reader
 from jupyter_llmcloud.server.gateway.keyed.plain_connection import PlainConnection
 from jupyter_llmcloud.server.gateway.keyed.plain_head import plain_head
 from jupyter_llmcloud.server.gateway.keyed.router import KEYED
+from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -152,6 +153,25 @@ async def test_a_head_is_read_once_while_it_and_the_row_of_its_key_stay_as_they_
         server.context.state.revoke_key(key.split("-")[2], 1.0)
         assert (await client.ask(asked("hello"), key))[0] == 401
         assert len(heads) == 2
+
+
+async def test_no_request_waits_for_its_key_to_be_read_as_long_as_only_usage_is_written(
+    server: Server, model: Path, jp_web_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_keys, "MAX_AGE_S", 60.0)
+    monkeypatch.setattr(known_keys, "IN_USE_S", 60.0)
+    await server.serve(model)
+    key, read = await server.key(), []
+    read_key, state = ServerState.key, server.context.state
+    monkeypatch.setattr(ServerState, "key", lambda self, key_id: read.append(key_id) or read_key(self, key_id))
+    async with plain_client(server, jp_web_app, key) as client:
+        for _ in range(3):
+            await server.context.requests.write()
+            read.clear()
+            assert (await client.ask(asked("hello"), key))[0] == 200
+            assert read == []
+        state.revoke_key(key.split("-")[2], 1.0)
+        assert (await client.ask(asked("hello"), key))[0] == 401
 
 
 async def test_a_request_that_comes_while_the_server_ends_is_told_so_and_no_replica_is_asked(

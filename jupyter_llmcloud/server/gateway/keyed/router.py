@@ -75,6 +75,8 @@ class KeyedRouter(Router):
     def add(self) -> None:
         """Before all handlers of the application."""
         self._application.settings[KEYED] = self
+        requests = self.services.requests
+        requests.after_writing(self._known.look_again)
         self._application.default_router.rules.insert(0, Rule(AnyMatches(), self))
 
     def learn(self, host: str, headers: HTTPHeaders) -> None:
