@@ -214,8 +214,7 @@ class EndpointController:
 
     def adapter_of(self, model: str) -> str:
         """The adapter that a model's name stands for: `NAME:ADAPTER`, or its own name; "" for the model itself."""
-        name = self.stored.name
-        return "" if model == name else model.removeprefix(f"{name}:")
+        return "" if model == self.stored.name else model.removeprefix(f"{self.stored.name}:")
 
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""

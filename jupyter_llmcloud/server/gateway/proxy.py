@@ -127,7 +127,6 @@ class Proxy:
     def __init__(self, request: GatewayRequest, endpoint: EndpointController, sink: ResponseSink, log: Logger) -> None:
         self._request = request
         self._endpoint = endpoint
-        self._admission = endpoint.admission
         self._sink = sink
         self._log = log
         self._replica: ReplicaClient | None = None
@@ -164,7 +163,8 @@ class Proxy:
         A task that is made for it begins in the next round of the loop, and the replica would wait for that.
         """
         try:
-            replica = self._admission.enter_now(self._request.shape)
+            admission = self._endpoint.admission
+            replica = admission.enter_now(self._request.shape)
             if replica is None:
                 return
             entered = self._entered = _Entered(time.perf_counter(), replica)
@@ -182,7 +182,8 @@ class Proxy:
             if entered.connection is not None:
                 entered.connection.close()
             entered.replica.breaker.abandoned()
-            self._admission.leave(entered.replica, self._request.shape)
+            admission = self._endpoint.admission
+            admission.leave(entered.replica, self._request.shape)
 
     async def run(self) -> None:
         """Answer, whatever it takes. Raises ApiError as long as the client has been told nothing."""
@@ -225,13 +226,13 @@ class Proxy:
     async def _try_replicas(self) -> None:
         avoid: frozenset[str] = frozenset()
         num_lost = 0
-        shape = self._request.shape
+        shape, admission = self._request.shape, self._endpoint.admission
         for _ in range(MAX_TRIES):
             entered, waited_s = self._entered, 0.0
             self._entered = None
             if entered is None:
                 asked_at = time.perf_counter()
-                replica = await self._admission.enter(avoid, self._patience_left(), shape)
+                replica = await admission.enter(avoid, self._patience_left(), shape)
                 entered = _Entered(time.perf_counter(), replica)
                 waited_s = entered.at - asked_at
             try:
@@ -245,7 +246,7 @@ class Proxy:
                     why = f"{num_lost} replicas were lost while they answered this request, the last one: {error}."
                     raise NotAdmitted(503, why, 2) from None
             finally:
-                self._admission.leave(entered.replica, shape)
+                admission.leave(entered.replica, shape)
                 queue_wait_of(self._endpoint.name).observe(waited_s)
         raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
 
@@ -308,8 +309,8 @@ class Proxy:
         self._first_byte_s = time.perf_counter() - self._request.began
         headers = {name: answer.headers[lower] for lower, name in _PASSED_ON.items() if lower in answer.headers}
         self._status = answer.status
-        if self._replica is not None:
-            headers[REVISION] = str(self._replica.stored.revision)
+        if (replica := self._replica) is not None:
+            headers[REVISION] = str(replica.stored.revision)
         self._sink.begin(answer.status, {**headers, **more})
 
     async def _copy(self, answer: ReplicaAnswer) -> None:

@@ -151,12 +151,13 @@ class KeyedAnswer:
     def let_in(self, body: bytes) -> tuple[EndpointController, RequestShape] | None:
         """Which endpoint is asked, for what; None where that is refused."""
         read = named_body(body)
-        key = self._asked.known.key
+        asked = self._asked
+        key = asked.known.key
         found = self._admittance.endpoint_of(read.model, key) if read is not None else None
         if read is None or found is None:
             return None
         endpoint, adapter = found
-        shape = shape_from(read, self._asked.caller.actor, adapter)
+        shape = shape_from(read, asked.caller.actor, adapter)
         try:
             self._exchange.reserve(key, shape)
         except ApiError:
@@ -187,12 +188,14 @@ class KeyedAnswer:
 
     def _prepare_head(self) -> None:
         """What the answer's head has in any case."""
-        self._admittance.asked(self._asked.known.key, self._asked.address)
+        asked = self._asked
+        self._admittance.asked(asked.known.key, asked.address)
         self._exchange.note_activity()
         self._common = self._common or self._common_headers()
 
     def _common_headers(self) -> bytes:
-        quota = self._exchange.quota_headers(self._asked.known.key)
+        asked = self._asked
+        quota = self._exchange.quota_headers(asked.known.key)
         own = {"Date": _date(int(time.time())), "X-Request-Id": self._exchange.request_id, **quota}
         self._wire.begin()
         return self._admittance.head + header_lines(own)
