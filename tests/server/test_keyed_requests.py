@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -140,6 +141,31 @@ def test_a_key_that_another_server_has_changed_is_read_again(tmp_path: Path) -> 
     assert known.get("its text") is None
     mine.close()
     other.close()
+
+
+def test_a_key_is_looked_at_again_when_usage_was_written_and_never_ends_the_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "root"
+    state = ServerState(folder / "server.sqlite")
+    known, read = KnownKeys(state), []
+    for name in ("abcdefgh", "hgfedcba"):
+        state.add_key(StoredKey(name, "digest", "", ["infer:*"], "ada", 0.0, None, None))
+    kept = [state.key(name) for name in ("abcdefgh", "hgfedcba")]
+    used, unused = (known.put(key.id, key, state.stamp()) for key in kept if key is not None)
+    unused.used_at -= 60
+    state.prune_usage(0.0)
+    state.register_server("one", 1, 0.0, headless=False)  # whatever is written
+    read_key = ServerState.key
+    monkeypatch.setattr(ServerState, "key", lambda self, key_id: read.append(key_id) or read_key(self, key_id))
+    known.look_again()
+    assert read == ["abcdefgh"] and known.is_current(used) and read == ["abcdefgh"]
+    state.revoke_key("abcdefgh", 1.0)
+    known.look_again()
+    assert not known.is_current(used) and known.is_current(unused)
+    shutil.rmtree(folder)
+    known.look_again()
+    state.close()
 
 
 async def _num_active(server: Server, number: int) -> bool:

@@ -13,10 +13,13 @@ from urllib.parse import urlsplit
 import pytest
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
+from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaConnection
 from jupyter_llmcloud.server.gateway.keyed import answer as keyed_answer
-from jupyter_llmcloud.server.gateway.keyed import plain_connection
+from jupyter_llmcloud.server.gateway.keyed import known_keys, plain_connection, request_reader
+from jupyter_llmcloud.server.gateway.keyed.plain_connection import PlainConnection
 from jupyter_llmcloud.server.gateway.keyed.plain_head import plain_head
 from jupyter_llmcloud.server.gateway.keyed.router import KEYED
+from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -112,6 +115,86 @@ async def test_the_third_request_of_a_connection_is_read_without_tornado_and_ans
     await until(lambda: client.num_plain == 0, "it is forgotten")
     await server.context.requests.write()
     assert server.context.state.request(told[2][1]["x-request-id"])["actor"] == f"key:{key.split('-')[2]}"
+
+
+async def test_a_replica_is_asked_in_the_moment_in_which_a_request_has_come(
+    server: Server, model: Path, jp_web_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked by a task, which begins in the next round of the loop."""
+    await server.serve(model)
+    key, seen = await server.key(), []
+    updated, sent = PlainConnection.buffer_updated, ReplicaConnection.send
+
+    def reading(self: PlainConnection, nbytes: int) -> None:
+        seen.append("read")
+        updated(self, nbytes)
+        seen.append("done")
+
+    def sending(self: ReplicaConnection, *args: Any) -> None:
+        seen.append("asked")
+        sent(self, *args)
+
+    monkeypatch.setattr(PlainConnection, "buffer_updated", reading)
+    monkeypatch.setattr(ReplicaConnection, "send", sending)
+    async with plain_client(server, jp_web_app, key) as client:
+        for body in (asked("hello"), asked("count 2", stream=True)):
+            seen.clear()
+            assert (await client.ask(body, key))[0] == 200
+            assert seen == ["read", "asked", "done"]
+
+
+async def test_a_head_is_read_once_while_it_and_the_row_of_its_key_stay_as_they_are(
+    server: Server, model: Path, jp_web_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Usage is written to the file in which keys are, and each time all of the head was read anew."""
+    await server.serve(model)
+    key, heads = await server.key(), []
+    monkeypatch.setattr(request_reader, "plain_head", lambda head: heads.append(head) or plain_head(head))
+    async with plain_client(server, jp_web_app, key) as client:
+        for number in range(3):
+            await server.context.requests.write()
+            assert (await client.ask(asked("x" * number + "hello"), key))[0] == 200
+        assert len(heads) == 1
+        server.context.state.revoke_key(key.split("-")[2], 1.0)
+        assert (await client.ask(asked("hello"), key))[0] == 401
+        assert len(heads) == 2
+
+
+async def test_no_request_waits_for_its_key_to_be_read_as_long_as_only_usage_is_written(
+    server: Server, model: Path, jp_web_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_keys, "MAX_AGE_S", 60.0)
+    monkeypatch.setattr(known_keys, "IN_USE_S", 60.0)
+    await server.serve(model)
+    key, read = await server.key(), []
+    read_key, state = ServerState.key, server.context.state
+    monkeypatch.setattr(ServerState, "key", lambda self, key_id: read.append(key_id) or read_key(self, key_id))
+    async with plain_client(server, jp_web_app, key) as client:
+        for _ in range(3):
+            await server.context.requests.write()
+            read.clear()
+            assert (await client.ask(asked("hello"), key))[0] == 200
+            assert read == []
+        state.revoke_key(key.split("-")[2], 1.0)
+        assert (await client.ask(asked("hello"), key))[0] == 401
+
+
+async def test_a_request_that_comes_while_the_server_ends_is_told_so_and_no_replica_is_asked(
+    server: Server, model: Path, jp_web_app: Any
+) -> None:
+    await server.serve(model)
+    key = await server.key()
+    async with plain_client(server, jp_web_app, key) as client:
+        before = (await server.stats())["asked"]
+        server.context.requests._closing = True
+        for _ in range(3):
+            status, _, body = await client.ask(asked("wait"), key)
+            assert status == 503 and b"server_restarting" in body
+        server.context.requests._closing = False
+        assert (await client.ask(asked("hello"), key))[0] == 200
+        assert (await server.stats())["asked"] == before + 1
+        endpoint = server.context.endpoints.get("tiny")
+        assert [one.num_in_flight for one in endpoint.ready_replicas()] == [0]
 
 
 NOT_PLAIN = {

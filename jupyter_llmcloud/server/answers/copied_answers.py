@@ -32,6 +32,11 @@ class CopiedAnswers:
         self._place: str | None = None
         self._copy: CapturingSink | None = None
 
+    @property
+    def may_be_known(self) -> bool:
+        """Whether it is worth asking for the answer that the same request got before."""
+        return self._cache is not None
+
     async def find(self, request: GatewayRequest) -> CachedAnswer | None:
         """The answer that the same request got before."""
         if self._cache is None:

@@ -140,7 +140,7 @@ class EndpointController:
     @property
     def is_active(self) -> bool:
         """It answers, or will."""
-        return self.state in ACTIVE_STATES
+        return self.stored.state in ACTIVE_STATES
 
     @property
     def is_settled(self) -> bool:
@@ -214,7 +214,7 @@ class EndpointController:
 
     def adapter_of(self, model: str) -> str:
         """The adapter that a model's name stands for: `NAME:ADAPTER`, or its own name; "" for the model itself."""
-        return "" if model == self.name else model.removeprefix(f"{self.name}:")
+        return "" if model == self.stored.name else model.removeprefix(f"{self.stored.name}:")
 
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""

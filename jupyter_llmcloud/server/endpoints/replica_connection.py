@@ -8,12 +8,15 @@ breaks the answer, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Literal
 
 CONNECT_TIMEOUT_S = 5.0
 KEEP_S = 60.0  # an idle one; the replica keeps it longer
 MAX_HEAD = 1 << 16
+MAX_SIZE_LINE = 12  # of a chunk that is as long as a piece of a stream
 MAX_LINE = 1 << 10  # before a chunk, and behind the last one
 _HEXADECIMAL = frozenset(b"0123456789abcdefABCDEF")
 READ_BYTES = 1 << 18  # at once, as asyncio does
@@ -21,6 +24,7 @@ MAX_BUFFERED = 1 << 18  # what is not yet taken; the replica waits with more
 
 
 Take = Callable[[bytes], bool]  # gets a piece; whether another one can be taken
+Begun = Callable[["ReplicaAnswer"], Take | None]  # gets an answer of which something has come; who takes that
 
 
 class ReplicaUnreachable(OSError):
@@ -80,7 +84,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         buffer: into which it is read. It may be that of other connections too: what is read is taken out at once.
 
     Attributes:
-        idle_since: on the clock of the loop, while it is kept for the next request.
+        idle_since: on the clock of `time.monotonic`, while it is kept for the next request.
         is_paused: whether the replica has to wait until more of its answer is taken.
         is_full: whether who takes the answer has said that it can take no more for now.
     """
@@ -93,7 +97,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         self._wanted: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._take: Take | None = None  # gets what comes, without a task that would be woken for it
-        self._begun: Callable[[ReplicaAnswer], Take | None] | None = None
+        self._begun: Begun | None = None
         self.is_full = False
         self.is_paused = False
 
@@ -102,16 +106,17 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         """Whether another request may be sent: the last answer is complete, and both ends keep the connection."""
         return self._error is None and self._decoder.is_complete and self._decoder.keeps
 
-    def send(self, request: bytes, begun: Callable[[ReplicaAnswer], Take | None] | None = None) -> None:
+    def send(self, request: bytes, begun: Begun | None = None) -> None:
         """Send a request. `begun`: is called when there is some of a body; what it returns gets that and the rest."""
         assert self._transport is not None
         self._decoder = AnswerDecoder()
         self._begun, self._take, self.is_full = begun, None, False
-        self._go_on()  # whoever asked before may have gone before all of the answer was taken
+        if self.is_paused:  # whoever asked before may have gone before all of the answer was taken
+            self._go_on()
         self._transport.write(request)
 
-    async def head(self) -> tuple[int, Mapping[str, str]]:
-        """The status and the headers, once something of the body is there, too, or its end. Raises BrokenAnswer.
+    async def answer(self) -> ReplicaAnswer:
+        """What is answered, once something of the body is there, too, or its end. Raises BrokenAnswer.
 
         Of one whose body is taken as it comes: once that can go no further, or has ended.
         """
@@ -120,7 +125,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
                 await self._more()
         finally:
             self._begun = self._take = None
-        return self._decoder.status, self._decoder.headers
+        return ReplicaAnswer(self, self._decoder.status, self._decoder.headers)
 
     async def read_some(self) -> bytes:
         """What of the body has come; nothing at its end. Raises BrokenAnswer."""
@@ -201,7 +206,7 @@ class ReplicaConnection(asyncio.BufferedProtocol):
         if self._take is not None or self._decoder.has_begun:
             self._wake()
 
-    def _begins(self, begun: Callable[[ReplicaAnswer], Take | None]) -> Take | None:
+    def _begins(self, begun: Begun) -> Take | None:
         self._begun = None
         try:
             return begun(ReplicaAnswer(self, self._decoder.status, self._decoder.headers))
@@ -231,6 +236,21 @@ class ReplicaConnection(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._wanted is not None and not self._wanted.done():
             self._wanted.set_result(None)
+
+
+def _whole_chunk(raw: bytes, at: int) -> tuple[int, int] | None:
+    """Where the data of a chunk is that begins here and has come whole, as most do; None: look closer."""
+    line_ends = raw.find(b"\r\n", at, at + MAX_SIZE_LINE)
+    size = _plain_size(raw[at:line_ends]) if line_ends > at else 0
+    begins = line_ends + 2
+    ends = begins + size
+    return (begins, ends) if size and raw[ends : ends + 2] == b"\r\n" else None
+
+
+@lru_cache(maxsize=1000)  # pieces of a stream are about as long as each other
+def _plain_size(told: bytes) -> int:
+    """Of a chunk; 0: the last one, or one that must be looked at."""
+    return 0 if set(told) - _HEXADECIMAL else int(told, 16)
 
 
 class AnswerDecoder:
@@ -344,7 +364,11 @@ class AnswerDecoder:
     def _read_chunks(self) -> None:
         raw, position = self._raw, 0
         while not self.is_complete:
-            if self._next == "data":
+            if self._next == "size" and (whole := _whole_chunk(raw, position)) is not None:
+                begins, ends = whole
+                self._body.append(raw[begins:ends])
+                position = ends + 2
+            elif self._next == "data":
                 piece = raw[position : position + (self._left or 0)]
                 if not piece:
                     break
@@ -394,18 +418,25 @@ class ReplicaConnections:
     def __init__(self, path: str, headers: Mapping[str, str]) -> None:
         self._path = path
         self._head = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "replica", **headers}.items())
+        self._num_lines = 1 + len(headers)
         self._idle: list[ReplicaConnection] = []
         self._buffer = bytearray(READ_BYTES)
         self._is_closed = False
 
-    async def take(self) -> ReplicaConnection:
-        """A connection without a request. Raises ReplicaUnreachable."""
-        now = asyncio.get_running_loop().time()
+    def take_idle(self) -> ReplicaConnection | None:
+        """One that is there and without a request."""
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_reusable and now - connection.idle_since < KEEP_S:
                 return connection
             connection.close()
+        return None
+
+    async def take(self) -> ReplicaConnection:
+        """A connection without a request. Raises ReplicaUnreachable."""
+        if (kept := self.take_idle()) is not None:
+            return kept
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
@@ -414,27 +445,32 @@ class ReplicaConnections:
             raise ReplicaUnreachable(f"it cannot be reached: {error or type(error).__name__}") from None
         return made
 
+    def post(self, connection: ReplicaConnection, path: str, body: bytes, headers: Mapping[str, str],
+             begun: Begun | None = None) -> None:  # fmt: skip
+        """Send a request, whose answer then is at the connection. `begun`: as that of `ReplicaConnection.send`."""
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = f"POST {path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
+        num_lines = len(headers) + self._num_lines + 3
+        if head.count("\n") != num_lines or head.count("\r") != num_lines:
+            raise ValueError("a line break within a header of a request")
+        connection.send(head.encode() + body, begun)
+
     async def ask(
         self,
         connection: ReplicaConnection,
         path: str,
         body: bytes,
         headers: Mapping[str, str],
-        begun: Callable[[ReplicaAnswer], Take | None] | None = None,
+        begun: Begun | None = None,
     ) -> ReplicaAnswer:
-        """Post a body; returns as `ReplicaConnection.head`. Raises BrokenAnswer. `begun`: as that of `send`."""
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        head = f"POST {path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
-        num_lines = len(headers) + self._head.count("\n") + 3
-        if head.count("\n") != num_lines or head.count("\r") != num_lines:
-            raise ValueError("a line break within a header of a request")
-        connection.send(head.encode() + body, begun)
-        return ReplicaAnswer(connection, *await connection.head())
+        """Post a body; returns as `ReplicaConnection.answer`. Raises BrokenAnswer."""
+        self.post(connection, path, body, headers, begun)
+        return await connection.answer()
 
     def give_back(self, connection: ReplicaConnection) -> None:
         """A request is over: keep the connection for another one, if its answer has been read to the end."""
         if connection.is_reusable and not self._is_closed:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
             connection.close()

@@ -54,6 +54,11 @@ class AdmissionControl:
         """Requests that wait for a replica."""
         return sum(not place.granted.done() for place in self._waiting)
 
+    def enter_now(self, shape: RequestShape) -> ReplicaClient | None:
+        """As `enter`, where nobody has to wait; None: that must be asked."""
+        found = None if self._waiting else choose(shape, list(self._ready()))
+        return None if found is None else found.enter(shape)
+
     async def enter(
         self,
         avoid: frozenset[str] = frozenset(),
@@ -132,7 +137,7 @@ def choose(shape: RequestShape, replicas: Sequence[ReplicaClient]) -> ReplicaCli
 
     When the one that it goes on from is there no longer, any other one refuses the request and says so.
     """
-    if (keeper := next((one for one in replicas if one.id == shape.replica), None)) is not None:
+    if shape.replica and (keeper := next((one for one in replicas if one.id == shape.replica), None)) is not None:
         return keeper if keeper.load.is_free else None
     if len(replicas) == 1:  # a breaker keeps requests away from it only if there is another one
         return replicas[0] if replicas[0].load.is_free else None

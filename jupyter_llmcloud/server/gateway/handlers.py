@@ -235,7 +235,7 @@ class InferenceHandler(GatewayHandler):
     ) -> None:
         """Have a replica answer, as `Exchange.pass_on`."""
         self._exchange.reserve(self.key, shape)
-        caller = Caller(self.actor, self.key, self.request.headers)
+        caller = Caller.of(self.actor, self.key, self.request.headers)
         await self._exchange.pass_on(caller, endpoint, route, body, shape, self, path=path, headers=headers)
 
     def on_finish(self) -> None:

@@ -116,16 +116,19 @@ class UsageBook:
     Attributes:
         tell: is called with the requests that have been written.
         keep_s: how long their rows are kept; inf: for ever.
+        then: is called when rows have been written.
     """
 
     state: ServerState
     tell: Callable[[Sequence[RequestRecord]], None]
     keep_s: float = KEEP_S
+    then: Callable[[], None] = lambda: None
     _pruned_at: float = -math.inf
 
     async def write(self, records: Sequence[RequestRecord]) -> None:
         """Write these down. Raises sqlite3.Error, with nothing written."""
         await asyncio.to_thread(self.state.add_usage, list(records))
+        self.then()
         self.tell(records)
 
     async def prune(self) -> None:
@@ -158,9 +161,18 @@ class OpenRequests:
         self._writing: asyncio.Task[None] | None = None
         self._closing = False
 
+    def after_writing(self, then: Callable[[], None]) -> None:
+        """Have this called whenever rows of usage have been written."""
+        self.book.then = then
+
     def keep(self, days: float) -> None:
         """Keep rows of usage for so long. Raises UsageError."""
         self.book.keep_s = check_days(days) * 86400
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether requests are cut, since the server ends."""
+        return self._closing
 
     def begin(self, request: OpenRequest) -> None:
         """A request is let in."""

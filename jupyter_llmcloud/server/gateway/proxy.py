@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
-    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer, ReplicaConnection, Take
+    from jupyter_llmcloud.server.endpoints.replica_connection import (
+        ReplicaAnswer,
+        ReplicaConnection,
+        ReplicaConnections,
+        Take,
+    )
 
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
@@ -90,6 +95,20 @@ class GatewayRequest:
     counts_tokens: bool = True
 
 
+@dataclass(eq=False, slots=True)
+class _Entered:
+    """A place that a request has at a replica.
+
+    Attributes:
+        at: since when, on the clock of `time.perf_counter`.
+        connection: by which the replica was asked already.
+    """
+
+    at: float
+    replica: ReplicaClient
+    connection: ReplicaConnection | None = None
+
+
 class NoResponse(Exception):
     """The replica went away before the first byte of its answer. `delivered`: it had the request by then."""
 
@@ -108,10 +127,10 @@ class Proxy:
     def __init__(self, request: GatewayRequest, endpoint: EndpointController, sink: ResponseSink, log: Logger) -> None:
         self._request = request
         self._endpoint = endpoint
-        self._admission = endpoint.admission
         self._sink = sink
         self._log = log
         self._replica: ReplicaClient | None = None
+        self._entered: _Entered | None = None
         self._first_byte_s: float | None = None
         self._tokens = UNKNOWN
         self._stream: _StreamCopy | None = None  # once one is passed on
@@ -138,6 +157,34 @@ class Proxy:
             return None
         return self._replica.usage(self._request.request_id)
 
+    def ask_now(self) -> None:
+        """Ask a replica in this very moment, if one has a place. `run`, or else `cut`, goes on from there.
+
+        A task that is made for it begins in the next round of the loop, and the replica would wait for that.
+        """
+        try:
+            admission = self._endpoint.admission
+            replica = admission.enter_now(self._request.shape)
+            if replica is None:
+                return
+            entered = self._entered = _Entered(time.perf_counter(), replica)
+            connections = replica.connections
+            entered.connection = connections.take_idle()
+            if entered.connection is not None:
+                self._post(replica, connections, entered.connection)
+        except Exception:  # `run` meets it as well, and says so
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give up the place that was taken before the task began."""
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            if entered.connection is not None:
+                entered.connection.close()
+            entered.replica.breaker.abandoned()
+            admission = self._endpoint.admission
+            admission.leave(entered.replica, self._request.shape)
+
     async def run(self) -> None:
         """Answer, whatever it takes. Raises ApiError as long as the client has been told nothing."""
         try:
@@ -158,6 +205,7 @@ class Proxy:
 
     def cut(self, cut: AbortReason) -> None:
         """It is ended from our side. Raises ApiError as long as the client has been told nothing."""
+        self._leave()
         self._outcome = cut.outcome
         self._status = cut.status
         if cut.message:
@@ -178,54 +226,56 @@ class Proxy:
     async def _try_replicas(self) -> None:
         avoid: frozenset[str] = frozenset()
         num_lost = 0
-        shape = self._request.shape
+        shape, admission = self._request.shape, self._endpoint.admission
         for _ in range(MAX_TRIES):
-            asked_at = time.perf_counter()
-            replica = await self._admission.enter(avoid, self._patience_left(), shape)
-            waited_s = time.perf_counter() - asked_at
+            entered, waited_s = self._entered, 0.0
+            self._entered = None
+            if entered is None:
+                asked_at = time.perf_counter()
+                replica = await admission.enter(avoid, self._patience_left(), shape)
+                entered = _Entered(time.perf_counter(), replica)
+                waited_s = entered.at - asked_at
             try:
-                await self._ask_and_note(replica)
+                await self._ask_and_note(entered)
                 return
             except NoResponse as error:
-                self._endpoint.suspect(replica)
-                avoid |= {replica.id}
+                self._endpoint.suspect(entered.replica)
+                avoid |= {entered.replica.id}
                 num_lost += error.delivered
                 if num_lost >= MAX_LOST:
                     why = f"{num_lost} replicas were lost while they answered this request, the last one: {error}."
                     raise NotAdmitted(503, why, 2) from None
             finally:
-                self._admission.leave(replica, shape)
+                admission.leave(entered.replica, shape)
                 queue_wait_of(self._endpoint.name).observe(waited_s)
         raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
 
     def _patience_left(self) -> float:
         return max(0.0, self._request.patience_s - (time.perf_counter() - self._request.began))
 
-    async def _ask_and_note(self, replica: ReplicaClient) -> None:
+    async def _ask_and_note(self, entered: _Entered) -> None:
         """Ask it, and note how it went: by that it is chosen again, or not."""
-        began = time.perf_counter()
+        replica = entered.replica
         try:
-            await self._ask(replica)
+            await self._ask(replica, entered.connection)
         except asyncio.CancelledError:
             replica.breaker.abandoned()
             raise
         except Exception:
             self._endpoint.note_outcome(replica, failed=True)
             raise
-        tokens, self.answer_s = self._tokens.completion_tokens or 0, time.perf_counter() - began
+        tokens, self.answer_s = self._tokens.completion_tokens or 0, time.perf_counter() - entered.at
         self._endpoint.note_outcome(replica, self._status >= 500, tokens, self.answer_s)
 
-    async def _ask(self, replica: ReplicaClient) -> None:
+    async def _ask(self, replica: ReplicaClient, connection: ReplicaConnection | None) -> None:
         self._replica = replica
-        headers = {**_TO_REPLICA, **self._request.headers, "X-Request-Id": self._request.request_id}
-        headers[REPLICA_HEADER] = replica.id
-        path = self._request.path or f"/v1/{self._request.route}"
         connections = replica.connections
-        connection: ReplicaConnection | None = None
         try:
             with replica.use():
-                connection = await connections.take()
-                answer = await connections.ask(connection, path, self._request.body, headers, self._begun)
+                if connection is None:
+                    connection = await connections.take()
+                    self._post(replica, connections, connection)
+                answer = await connection.answer()
                 if answer.status == 503 and len(self._endpoint.ready_replicas()) > 1:
                     raise NoResponse("it is not ready any more", delivered=False)
                 await self._copy(answer)
@@ -236,6 +286,13 @@ class Proxy:
         finally:
             if connection is not None:
                 connections.give_back(connection)
+
+    def _post(self, replica: ReplicaClient, connections: ReplicaConnections, connection: ReplicaConnection) -> None:
+        self._replica = replica
+        request = self._request
+        headers = {**_TO_REPLICA, **request.headers, "X-Request-Id": request.request_id, REPLICA_HEADER: replica.id}
+        path = request.path or f"/v1/{request.route}"
+        connections.post(connection, path, request.body, headers, self._begun)
 
     def _begun(self, answer: ReplicaAnswer) -> Take | None:
         """Something of an answer has come: who takes it and the rest, in the moment in which it comes."""
@@ -252,8 +309,8 @@ class Proxy:
         self._first_byte_s = time.perf_counter() - self._request.began
         headers = {name: answer.headers[lower] for lower, name in _PASSED_ON.items() if lower in answer.headers}
         self._status = answer.status
-        if self._replica is not None:
-            headers[REVISION] = str(self._replica.stored.revision)
+        if (replica := self._replica) is not None:
+            headers[REVISION] = str(replica.stored.revision)
         self._sink.begin(answer.status, {**headers, **more})
 
     async def _copy(self, answer: ReplicaAnswer) -> None:

@@ -55,8 +55,8 @@ def shape_of(body: bytes, actor: str, adapter: str = "") -> RequestShape:
 def shape_from(read: _Body, actor: str, adapter: str = "") -> RequestShape:
     """The same of what has been read."""
     prompt = memoryview(read.messages or read.prompt or read.input)
-    limits = (read.max_completion_tokens, read.max_output_tokens, read.max_tokens)
-    limit = next((one for one in limits if one is not None), None)
+    limit = read.max_completion_tokens if read.max_completion_tokens is not None else read.max_output_tokens
+    limit = limit if limit is not None else read.max_tokens
     key = f"user:{read.user}" if isinstance(read.user, str) and read.user else actor
     earlier = read.previous_response_id
     replica = replica_of(earlier) if isinstance(earlier, str) else ""

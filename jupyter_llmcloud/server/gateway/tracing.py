@@ -61,12 +61,15 @@ def trace_context(headers: Mapping[str, str]) -> dict[str, str]:
 class RequestTrace:
     """The span of one request, or nothing of the kind.
 
+    Args:
+        context: as `trace_context` tells it.
+
     Attributes:
         headers: that tell the replica which trace it is part of.
     """
 
-    def __init__(self, headers: Mapping[str, str], route: str, endpoint: str, request_id: str) -> None:
-        self.headers = trace_context(headers)
+    def __init__(self, context: Mapping[str, str], route: str, endpoint: str, request_id: str) -> None:
+        self.headers = dict(context)
         self._span: Any = None
         if _keeps_spans(int(time.monotonic())):
             trace, propagate = _tracing()

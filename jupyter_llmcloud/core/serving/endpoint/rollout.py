@@ -22,7 +22,10 @@ Revisions = Sequence[Revision]
 
 def with_role(revisions: Revisions, role: str) -> Revision | None:
     """The revision that has this role."""
-    return next((item for item in reversed(revisions) if item.role == role), None)
+    for item in reversed(revisions):  # a generator would cost each request more
+        if item.role == role:
+            return item
+    return None
 
 
 def served(revisions: Revisions) -> tuple[Revision, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from functools import lru_cache
 from http.client import responses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,7 +20,7 @@ from jupyter_llmcloud.server.gateway.request_shape import named_body, shape_from
 if TYPE_CHECKING:
     from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
-    from jupyter_llmcloud.server.gateway.keyed.exchange import Services
+    from jupyter_llmcloud.server.gateway.keyed.exchange import Delivery, Services
     from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKey
     from jupyter_llmcloud.storage.server_state import StoredKey
 
@@ -34,29 +35,28 @@ class Asked(NamedTuple):
     Attributes:
         uri: as it stands there.
         route: below /v1.
-        length: of the body.
         known: the key that it came with, which is valid.
         address: where it comes from.
-        headers: whose `get` takes names in lower case.
+        caller: whose headers' `get` takes names in lower case.
     """
 
     uri: str
     route: str
-    length: int
     known: KnownKey
     address: str
-    headers: Mapping[str, str]
+    caller: Caller
 
-    @property
-    def key(self) -> StoredKey:
-        """The key as it is kept."""
-        return self.known.key
+    def without(self, header: str) -> Asked:
+        """The same, but for a header that is not kept."""
+        headers = {name: value for name, value in self.caller.headers.items() if name != header}
+        return self._replace(caller=self.caller._replace(headers=headers))
 
-    @property
-    def actor(self) -> str:
-        """As usage names who asks."""
-        key = self.key
-        return f"key:{key.id}"
+
+class Admitted(NamedTuple):
+    """A plain request that may be answered, and the length of its body."""
+
+    asked: Asked
+    length: int
 
 
 class Admittance(Protocol):
@@ -110,6 +110,22 @@ def header_lines(headers: Mapping[str, str]) -> bytes:
     return text.encode("latin-1")
 
 
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return format_timestamp(second)
+
+
+@lru_cache(maxsize=100)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n".encode()
+
+
+@lru_cache(maxsize=100)
+def _known_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
+    """As `header_lines`: most answers of a replica have the same ones, and a client waits for them."""
+    return header_lines(dict(headers))
+
+
 class KeyedAnswer:
     """One answer: the sink of its proxy.
 
@@ -135,40 +151,52 @@ class KeyedAnswer:
     def let_in(self, body: bytes) -> tuple[EndpointController, RequestShape] | None:
         """Which endpoint is asked, for what; None where that is refused."""
         read = named_body(body)
-        found = self._admittance.endpoint_of(read.model, self._asked.key) if read is not None else None
+        asked = self._asked
+        key = asked.known.key
+        found = self._admittance.endpoint_of(read.model, key) if read is not None else None
         if read is None or found is None:
             return None
         endpoint, adapter = found
-        shape = shape_from(read, self._asked.actor, adapter)
+        shape = shape_from(read, asked.caller.actor, adapter)
         try:
-            self._exchange.reserve(self._asked.key, shape)
+            self._exchange.reserve(key, shape)
         except ApiError:
             return None
         return endpoint, shape
 
-    async def give(self, body: bytes, endpoint: EndpointController, shape: RequestShape) -> None:
-        """Have a replica answer."""
+    def give(self, body: bytes, endpoint: EndpointController, shape: RequestShape) -> Coroutine[Any, Any, None]:
+        """Have a replica answer: it is asked in this very moment, if it can be. What is returned sees to the rest."""
+        started: Delivery | Exception
+        try:
+            started = self._exchange.start(self._asked.caller, endpoint, self._asked.route, body, shape, self)
+        except Exception as error:
+            started = error
         # In the next round of the loop, when the replica has been asked, and nobody waits for it.
         asyncio.get_running_loop().call_soon(self._prepare_head)
-        asked = self._asked
-        caller = Caller(asked.actor, asked.key, asked.headers)
+        return self._see_to(started)
+
+    async def _see_to(self, started: Delivery | Exception) -> None:
         try:
-            await self._exchange.pass_on(caller, endpoint, asked.route, body, shape, self)
+            if isinstance(started, Exception):
+                raise started
+            await self._exchange.finish(started)
         except Exception as error:
             self.fail(error)
         finally:
             seconds = time.perf_counter() - self._exchange.began
-            self._admittance.answered(asked, self._status or 200, seconds)
+            self._admittance.answered(self._asked, self._status or 200, seconds)
 
     def _prepare_head(self) -> None:
         """What the answer's head has in any case."""
-        self._admittance.asked(self._asked.key, self._asked.address)
+        asked = self._asked
+        self._admittance.asked(asked.known.key, asked.address)
         self._exchange.note_activity()
         self._common = self._common or self._common_headers()
 
     def _common_headers(self) -> bytes:
-        quota = self._exchange.quota_headers(self._asked.key)
-        own = {"Date": format_timestamp(time.time()), "X-Request-Id": self._exchange.request_id, **quota}
+        asked = self._asked
+        quota = self._exchange.quota_headers(asked.known.key)
+        own = {"Date": _date(int(time.time())), "X-Request-Id": self._exchange.request_id, **quota}
         self._wire.begin()
         return self._admittance.head + header_lines(own)
 
@@ -194,9 +222,8 @@ class KeyedAnswer:
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self._status = status
-        start = f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n".encode()
         self._common = self._common or self._common_headers()
-        self._head = start + self._common + header_lines(headers)
+        self._head = _status_line(status) + self._common + _known_lines(tuple(headers.items()))
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Pass a piece on; whether the system has taken all of it."""

@@ -14,7 +14,7 @@ from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.metrics import StreamTimes
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import REVISION, GatewayRequest, Proxy
-from jupyter_llmcloud.server.gateway.tracing import RequestTrace
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace, trace_context
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.answers.keeper import Keeper
     from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.endpoints.shadow import ShadowCopy
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
     from jupyter_llmcloud.server.gateway.proxy import ResponseSink
@@ -61,11 +62,44 @@ class Caller(NamedTuple):
         actor: as usage names them.
         key: that the request came with.
         headers: of the request.
+        patience_s: how long they are known to wait for an answer to begin.
+        trace: what they told of a trace that the request is part of.
     """
 
     actor: str
     key: StoredKey | None
     headers: Mapping[str, str]
+    patience_s: float
+    trace: Mapping[str, str]
+
+    @classmethod
+    def of(cls, actor: str, key: StoredKey | None, headers: Mapping[str, str]) -> Caller:
+        """Who asks with these headers."""
+        return cls(actor, key, headers, _patience_s(headers), trace_context(headers))
+
+
+@dataclass(eq=False)
+class Delivery:
+    """A request on its way to a replica.
+
+    Attributes:
+        trace: ended when it is over.
+        copies: what becomes of its answer beside.
+        may_shadow: whether a revision that is tried gets a copy of it.
+        proxy: once it is begun.
+        shadow: that has got a copy.
+        answered: the answer that is compared with the shadow's.
+    """
+
+    endpoint: EndpointController
+    request: GatewayRequest
+    trace: RequestTrace
+    copies: CopiedAnswers
+    sink: ResponseSink
+    may_shadow: bool
+    proxy: Proxy | None = None
+    shadow: ShadowCopy | None = None
+    answered: CapturingSink | None = None
 
 
 @dataclass(eq=False)
@@ -133,44 +167,72 @@ class Exchange:
             path: where the replica answers, when that is not below /v1; such requests cost no tokens.
             headers: of the request, that the replica needs.
         """
+        await self.finish(self.start(caller, endpoint, route, body, shape, sink, path=path, headers=headers))
+
+    def start(
+        self, caller: Caller, endpoint: EndpointController, route: str, body: bytes, shape: RequestShape,
+        sink: ResponseSink, *, path: str = "", headers: Mapping[str, str] = _NONE,
+    ) -> Delivery:  # fmt: skip
+        """As `pass_on`, but only what can be done in this very moment; `finish` does the rest."""
+        services = self.services
         try:
-            await self._pass_on(caller, endpoint, route, body, shape, sink, path, headers)
+            trace = RequestTrace(caller.trace, route, endpoint.name, self.request_id)
+            told = {**trace.headers, **({KEY_HEADER: caller.key.id} if caller.key else {}), **headers}
+            request = GatewayRequest(
+                self.request_id, caller.actor, route, body, shape, caller.patience_s, self.began, told, path, not path
+            )
+            copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
+            delivery = Delivery(endpoint, request, trace, copies, sink, may_shadow=not headers)
+            if path or not copies.may_be_known:
+                self._begin(delivery)
+            self.times = StreamTimes(endpoint.name, self.began)
+        except BaseException:
+            self.open.give_back_unused()
+            raise
+        return delivery
+
+    def _begin(self, delivery: Delivery) -> Proxy:
+        request, endpoint, sink = delivery.request, delivery.endpoint, delivery.sink
+        if not request.path:
+            sink = delivery.copies.sink(request, sink)
+        if delivery.may_shadow:
+            delivery.shadow = endpoint.copy_to_shadow(request.path or f"/v1/{request.route}", request.body)
+        if delivery.shadow is not None:
+            sink = delivery.answered = CapturingSink(sink)
+        delivery.proxy = Proxy(request, endpoint, sink, self.services.log)
+        requests = self.services.requests
+        if self.open.cut_by is None and not requests.is_closing:
+            delivery.proxy.ask_now()  # before anything else: the replica works while it is counted
+        requests.begin(self.open)
+        endpoint.scaling.arrived(asyncio.get_running_loop().time())
+        return delivery.proxy
+
+    async def finish(self, delivery: Delivery) -> None:
+        """Go on with what is started. Raises as `pass_on`."""
+        try:
+            await self._finish(delivery)
         finally:
             self.open.give_back_unused()
 
-    async def _pass_on(
-        self, caller: Caller, endpoint: EndpointController, route: str, body: bytes, shape: RequestShape,
-        sink: ResponseSink, path: str, headers: Mapping[str, str],
-    ) -> None:  # fmt: skip
-        services = self.services
-        self.times = StreamTimes(endpoint.name, self.began)
-        trace = RequestTrace(caller.headers, route, endpoint.name, self.request_id)
-        request = GatewayRequest(
-            self.request_id, caller.actor, route, body, shape, _patience_s(caller.headers), self.began,
-            {**trace.headers, **({KEY_HEADER: caller.key.id} if caller.key else {}), **headers}, path, not path,
-        )  # fmt: skip
-        copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
-        if not path and (found := await copies.find(request)) is not None:
+    async def _finish(self, delivery: Delivery) -> None:
+        request, copies = delivery.request, delivery.copies
+        if delivery.proxy is None and (found := await copies.find(request)) is not None:
             copies.keep_again(request, found)
-            trace.end(self._answer_again(request, endpoint, found, sink))
+            delivery.trace.end(self._answer_again(request, delivery.endpoint, found, delivery.sink))
             return
-        sink = copies.sink(request, sink) if not path else sink
-        shadow = endpoint.copy_to_shadow(path or f"/v1/{route}", body) if not headers else None
-        answered = CapturingSink(sink) if shadow is not None else None
-        proxy = Proxy(request, endpoint, answered or sink, services.log)
-        services.requests.begin(self.open)
-        endpoint.scaling.arrived(asyncio.get_running_loop().time())
+        proxy = delivery.proxy or self._begin(delivery)
         try:
             await self._answer(proxy)
         finally:
             self.note_activity()
             copies.keep(request)
             record = proxy.record()
-            if shadow is not None and answered is not None and record.outcome == "done":
-                failed = record.status >= 500
-                shadow.answered(proxy.answer_s, failed, answered.content_type, answered.answer())
-            trace.end(record)
-            services.requests.end(self.open, record, proxy.unknown_usage(), endpoint.rates)
+            if delivery.shadow is not None and delivery.answered is not None and record.outcome == "done":
+                failed, answered = record.status >= 500, delivery.answered
+                delivery.shadow.answered(proxy.answer_s, failed, answered.content_type, answered.answer())
+            delivery.trace.end(record)
+            requests = self.services.requests
+            requests.end(self.open, record, proxy.unknown_usage(), delivery.endpoint.rates)
 
     def _answer_again(
         self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer, sink: ResponseSink

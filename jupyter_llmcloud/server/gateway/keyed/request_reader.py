@@ -7,24 +7,24 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from jupyter_llmcloud.server.api.base import length_of
 from jupyter_llmcloud.server.gateway.keyed.plain_head import plain_head
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.gateway.keyed.answer import Asked
+    from jupyter_llmcloud.server.gateway.keyed.answer import Admitted, Asked
 
 _HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})(?=\r\n)", re.IGNORECASE)
+MAX_DIGITS = 15
+_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,%d})(?=\r\n)" % MAX_DIGITS, re.IGNORECASE)
 
 
 class Judge(Protocol):
     """Whoever tells plain requests with a key from all others."""
 
-    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Asked | None:
+    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Admitted | None:
         """The request that is posted with these headers; None: it is for a handler."""
 
-    def admit_again(self, asked: Asked, length: int) -> Asked | None:
-        """Another one with the same head, but for its length; None: that must be looked at as a new one."""
+    def admits_again(self, asked: Asked, length: int) -> bool:
+        """Whether there may be another one with the same head, but for its length; if not, it is read as a new one."""
 
 
 class _LastHead(NamedTuple):
@@ -53,6 +53,7 @@ class RequestReader:
         self._address = address
         self._unread = bytearray(begun)
         self._body_at = 0
+        self._body_ends = 0
         self._last: _LastHead | None = None
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -74,39 +75,44 @@ class RequestReader:
         if ends >= 0:
             head = bytes(memoryview(self._unread)[: ends + 2])
             self._body_at = ends + len(_HEAD_END)
-            self.asked = self._same_head(head) or self._new_head(head)
+            if not self._is_same(head):
+                self._new_head(head)
         return self.asked is not None
 
-    def _same_head(self, head: bytes) -> Asked | None:
+    def _is_same(self, head: bytes) -> bool:
         """Clients send the same head again and again, but for the length of the body."""
         if self._last is None:
-            return None
+            return False
         digest, at, asked = self._last
         ends = head.find(b"\r\n", at)
-        if _digest(head[:at], head[ends:]) != digest or (length := length_of(head[at:ends].decode("latin-1"))) is None:
-            return None
-        return self._judge.admit_again(asked, length)
+        told = head[at:ends]
+        if not told.isdigit() or len(told) > MAX_DIGITS or _digest(head[:at], head[ends:]) != digest:
+            return False
+        length = int(told)
+        if not self._judge.admits_again(asked, length):
+            return False
+        self.asked, self._body_ends = asked, self._body_at + length
+        return True
 
-    def _new_head(self, head: bytes) -> Asked | None:
+    def _new_head(self, head: bytes) -> None:
         self._last = None
         read = plain_head(head)
-        asked = self._judge.admit(read.uri, read.headers, self._address) if read is not None else None
-        if asked is not None and (told := _LENGTH.search(head)) is not None:
+        admitted = self._judge.admit(read.uri, read.headers, self._address) if read is not None else None
+        if admitted is None:
+            return
+        self.asked, self._body_ends = admitted.asked, self._body_at + admitted.length
+        if (told := _LENGTH.search(head)) is not None:
             at, ends = told.span(1)
-            without = {name: value for name, value in asked.headers.items() if name != "authorization"}
-            self._last = _LastHead(_digest(head[:at], head[ends:]), at, asked._replace(headers=without))
-        return asked
+            self._last = _LastHead(_digest(head[:at], head[ends:]), at, self.asked.without("authorization"))
 
     def body(self) -> bytes | None:
         """The body of the request, once it has come."""
-        assert self.asked is not None
-        ends = self._body_at + self.asked.length
+        ends = self._body_ends
         return bytes(memoryview(self._unread)[self._body_at : ends]) if len(self._unread) >= ends else None
 
     def take(self) -> None:
         """The request is being answered."""
-        assert self.asked is not None
-        del self._unread[: self._body_at + self.asked.length]
+        del self._unread[: self._body_ends]
         self.asked = None
 
 

@@ -19,7 +19,8 @@ from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, parse_
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import MAX_BODY, length_of
 from jupyter_llmcloud.server.gateway.auth import KEY_HEADERS, as_user
-from jupyter_llmcloud.server.gateway.keyed.answer import Asked, header_lines
+from jupyter_llmcloud.server.gateway.keyed.answer import Admitted, Asked, header_lines
+from jupyter_llmcloud.server.gateway.keyed.exchange import Caller
 from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKey, KnownKeys
 from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest
 from jupyter_llmcloud.server.gateway.keyed.taking_over import PlainConnections
@@ -43,7 +44,6 @@ KEYED = "jupyter_llmcloud_keyed"  # in the settings of the web application
 MAX_HOSTS = 64
 _BEARER = "Bearer "
 _NOT_PLAIN = ("transfer-encoding", "content-encoding", "expect", "origin", *map(str.lower, KEY_HEADERS))
-_SETTINGS = ("headers", "allow_remote_access", "local_hostnames")  # that decide about headers, and about hosts
 _OF_ONE_ANSWER = ("Date", "Content-Type", "Content-Length", "X-Request-Id", "Vary")
 
 
@@ -75,6 +75,8 @@ class KeyedRouter(Router):
     def add(self) -> None:
         """Before all handlers of the application."""
         self._application.settings[KEYED] = self
+        requests = self.services.requests
+        requests.after_writing(self._known.look_again)
         self._application.default_router.rules.insert(0, Rule(AnyMatches(), self))
 
     def learn(self, host: str, headers: HTTPHeaders) -> None:
@@ -86,8 +88,9 @@ class KeyedRouter(Router):
         self.head = header_lines({name: told for name, told in headers.items() if name not in _OF_ONE_ANSWER})
 
     def _settings(self) -> list[Any]:
-        """What answers depended on when they were learned from: it may be changed while the server runs."""
-        return [self._application.settings.get(name) for name in _SETTINGS]
+        """What decides about headers, and about hosts: it may be changed while the server runs."""
+        told = self._application.settings
+        return [told.get("headers"), told.get("allow_remote_access"), told.get("local_hostnames")]
 
     # --- who may come this way ---
 
@@ -95,15 +98,15 @@ class KeyedRouter(Router):
         """What answers a request; None: a handler."""
         if request.method != "POST" or request.version != "HTTP/1.1":
             return None
-        asked = self.admit(request.uri or "", request.headers, request.remote_ip or "")
-        if asked is None:
+        admitted = self.admit(request.uri or "", request.headers, request.remote_ip or "")
+        if admitted is None:
             return None
         connection: Any = request.connection
         if self._connections.may_take(connection.stream):
-            return self._connections.take(request, asked.length)
-        return KeyedRequest(self, request, asked)
+            return self._connections.take(request, admitted.length)
+        return KeyedRequest(self, request, admitted.asked)
 
-    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Asked | None:
+    def admit(self, uri: str, headers: Mapping[str, str], address: str) -> Admitted | None:
         """The request that is posted with these headers; None: it is for a handler."""
         route = self._routes.get(uri)
         if route is None or headers.get("host") not in self._hosts:
@@ -116,15 +119,18 @@ class KeyedRouter(Router):
         if any(name in headers for name in _NOT_PLAIN) or self._settings() != self._learned_with:
             return None
         known = self._valid_key(headers.get("authorization", ""))
-        return None if known is None else Asked(uri, route, length, known, address, headers)
+        if known is None:
+            return None
+        caller = Caller.of(f"key:{known.key.id}", known.key, headers)
+        return Admitted(Asked(uri, route, known, address, caller), length)
 
-    def admit_again(self, asked: Asked, length: int) -> Asked | None:
-        """Another request with the same head, but for its length; None: that must be looked at as a new one."""
-        if length > MAX_BODY or asked.headers.get("host") not in self._hosts:
-            return None
-        if self._settings() != self._learned_with or not self._known.is_fresh(asked.known):
-            return None
-        return asked._replace(length=length) if asked.key.is_valid(time.time()) else None
+    def admits_again(self, asked: Asked, length: int) -> bool:
+        """Whether there may be another one with the same head, but for its length; if not, it is read as a new one."""
+        if length > MAX_BODY or asked.caller.headers.get("host") not in self._hosts:
+            return False
+        if self._settings() != self._learned_with or not self._known.is_current(asked.known):
+            return False
+        return asked.known.key.is_valid(time.time())
 
     def _valid_key(self, credential: str) -> KnownKey | None:
         text = credential.removeprefix(_BEARER)
@@ -147,7 +153,7 @@ class KeyedRouter(Router):
             endpoint = self._endpoints.get(name)
         except NotFound:
             return None
-        if not endpoint.is_active or endpoint.state == "failed" or not may_infer(key.scopes, name):
+        if not endpoint.is_active or not may_infer(key.scopes, name):
             return None
         return endpoint, endpoint.adapter_of(model)
 
@@ -175,14 +181,14 @@ class KeyedRouter(Router):
 
     def answered(self, asked: Asked, status: int, seconds: float) -> None:
         """It is over. The handler that was not needed notes and logs it: it has the name by which that is known."""
-        self._alerts.answered(asked.key.id, status)
+        self._alerts.answered(asked.known.key.id, status)
         if status < 400:
             note_answer(self._behind[0], "POST", seconds, status, self._application.settings)
             return
         kind, services = self._behind
         handler = kind(self._application, _Answered(asked, seconds), **services)
         handler.set_status(status)
-        handler.current_user = as_user(asked.key)
+        handler.current_user = as_user(asked.known.key)
         handler._log()
 
     def close(self) -> None:
@@ -208,7 +214,7 @@ class _Answered(HTTPServerRequest):
     def __init__(self, asked: Asked, seconds: float) -> None:
         line = RequestStartLine("POST", asked.uri, "HTTP/1.1")
         connection: Any = _NoConnection(asked.address)
-        super().__init__(start_line=line, headers=HTTPHeaders(asked.headers), connection=connection)
+        super().__init__(start_line=line, headers=HTTPHeaders(asked.caller.headers), connection=connection)
         self._seconds = seconds
 
     def request_time(self) -> float:
