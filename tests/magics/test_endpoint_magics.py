@@ -78,7 +78,7 @@ async def test_map_answers_every_input_in_its_order(magics: EndpointMagics, mode
 async def test_map_says_which_input_is_wrong_before_anything_is_asked(magics: EndpointMagics, model: Path) -> None:
     endpoint = await off_loop(magics.serve, f"{model} --name tiny")
     for inputs, column, hint in (
-        (["a", 3], None, "an input is 3"),
+        (["a", 3], None, "input 1 is 3"),
         (["a", [{"role": "user", "content": "b"}]], None, "input 1 goes to chat/completions"),
         ([{"text": "a"}], "body", "no column 'body'. It has text"),
     ):
