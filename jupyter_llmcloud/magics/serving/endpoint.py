@@ -108,6 +108,8 @@ class Endpoint:
         rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {"messages": rows, **params}
         if stream:
+            if (params.get("n") or 1) != 1:
+                raise UsageError("n: a stream of pieces is of one reply. Leave out n, or stream=True.")
             return self._stream("chat/completions", body)
         answer = self._ask("chat/completions", body)
         choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
