@@ -132,6 +132,9 @@ async def test_a_refusal_of_the_model_is_raised_as_an_error_of_ours(magics: Endp
         await off_loop(endpoint.complete, "busy")
     with pytest.raises(errors.UsageError, match="stream"):
         await off_loop(lambda: endpoint.complete("x", stream=True))
+    with pytest.raises(errors.UsageError, match="n: a stream of pieces is of one reply"):
+        await off_loop(lambda: endpoint.chat("x", stream=True, n=2))
+    assert await off_loop(lambda: list(endpoint.chat("count 1", stream=True, n=1))) == ["0 "]
     with pytest.raises(errors.ServerError, match="broke off"):
         await off_loop(lambda: list(endpoint.chat("die after 2", stream=True)))
     await off_loop(endpoint.stop)
