@@ -260,7 +260,9 @@ async def test_a_request_waits_for_an_endpoint_that_starts_for_the_first_time(se
     body, patience = {"model": "tiny", "prompt": "hello"}, {"X-Stainless-Read-Timeout": "2"}
     refused = await server.ask("POST", "llmcloud/v1/completions", body, headers=patience)
     error = error_of(refused, 503)
-    assert error["code"] == "model_not_ready" and "no replica became ready within 1 s. It is starting" in error["message"]
+    assert (
+        error["code"] == "model_not_ready" and "no replica became ready within 1 s. It is starting" in error["message"]
+    )
     assert int(refused.headers["Retry-After"]) >= 1
     (folder / "slow").unlink()
     assert (await asking).json()["choices"][0]["text"] == "hello!"

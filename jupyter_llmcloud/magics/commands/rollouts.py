@@ -85,9 +85,7 @@ def rollback(name: str) -> dict[str, Any]:
     return _server().roll_back_endpoint(name)
 
 
-def shadow(
-    name: str, revision: str | None = None, *, progress: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+def shadow(name: str, revision: str | None = None, *, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Copy the requests to a revision, a run or a folder, and wait until that takes them; None ends that."""
     server = _server()
     record = server.shadow_endpoint(name, None if revision is None else as_target(revision))
