@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.data.rows import rows_of
 from jupyter_llmcloud.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ Send = Callable[["httpx.Request"], "httpx.Response"]
 Progress = Callable[[int, int], None]
 
 
-def as_body(item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def as_body(number: int, item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The route and the body for one input.
 
     Args:
+        number: of the input, for whoever has to find it.
         item: a text (to be continued), a list of messages, or a mapping that holds `prompt` or `messages`.
         column: of a mapping, the field that holds the input.
 
@@ -37,7 +39,7 @@ def as_body(item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[s
     if column is not None:
         if not isinstance(item, Mapping) or column not in item:
             known = f" It has {', '.join(map(str, item))}." if isinstance(item, Mapping) else ""
-            raise UsageError(f"an input has no column {column!r}.{known}")
+            raise UsageError(f"input {number} has no column {column!r}.{known}")
         value = item[column]
     if hasattr(value, "tolist"):  # as Parquet gives a list
         value = value.tolist()
@@ -50,7 +52,7 @@ def as_body(item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[s
             if field in value:
                 return route, {field: value[field], **params}
     raise UsageError(
-        f"an input is {value!r:.80}: it must be a text, a list of messages, or hold one as `prompt`, `messages` or in "
+        f"input {number} is {value!r:.80}: it must be a text, a list of messages, or hold one as `prompt`, `messages` or in "
         "the column that column= names."
     )
 
@@ -67,8 +69,14 @@ def as_rows(inputs: Any) -> Iterable[Any]:
             f"map() takes a list of inputs or a data set, and this is a mapping of {', '.join(map(repr, names))[:80]}: "
             f"give one of its values{f' (inputs[{names[0]!r}])' if names else ''}, or [inputs] for one input."
         )
-    # A DataFrame gives the names of its columns, one by one.
-    return inputs.to_dict("records") if hasattr(inputs, "iterrows") else inputs
+    # A table gives its columns, or their names, one by one.
+    if hasattr(inputs, "iterrows") and hasattr(inputs, "partitions"):  # of Dask: only one part of it is held at once
+        return (row for part in inputs.partitions for row in rows_of(part.compute()) or ())
+    if (rows := rows_of(inputs)) is not None:
+        return rows
+    if not hasattr(inputs, "__iter__") and not hasattr(inputs, "__getitem__"):
+        raise UsageError(f"map() takes a list of inputs or a data set, not {inputs!r:.80}.")
+    return inputs
 
 
 def row_groups(
@@ -77,7 +85,7 @@ def row_groups(
     """(route, lines) of the batches that these inputs make: each small enough to be uploaded. Raises UsageError."""
     route, lines, size = "", list[bytes](), 0
     for number, item in enumerate(as_rows(inputs)):
-        wanted, body = as_body(item, column, params)
+        wanted, body = as_body(number, item, column, params)
         if route and wanted != route:
             raise UsageError(f"input {number} goes to {wanted}, the ones before it to {route}: use one kind in a call.")
         row = {"custom_id": str(number), "method": "POST", "url": f"/v1/{wanted}", "body": {"model": model, **body}}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.serving.endpoint.rollout import SHADOW
 from jupyter_llmcloud.errors import ModelError
 
 if TYPE_CHECKING:
@@ -15,13 +16,21 @@ LOOK_EVERY_S = 0.3
 
 
 def wait_for_revision(
-    client: ServerClient, record: dict[str, Any], progress: Callable[[str], None] | None = None
+    client: ServerClient,
+    record: dict[str, Any],
+    progress: Callable[[str], None] | None = None,
+    number: int | None = None,
 ) -> dict[str, Any]:
-    """Wait until all replicas of the newest revision in `record` are ready; returns the endpoint's record then.
+    """Wait until all replicas of a revision are ready; returns the endpoint's record then.
 
     Interrupted, the endpoint goes on by itself. Raises ModelError when the revision was withdrawn or all failed.
+
+    Args:
+        record: of the endpoint as it was changed.
+        progress: told in a few words how far it is.
+        number: of the revision; None: the newest in `record`.
     """
-    name, number = record["name"], record["revisions"][-1]["number"]
+    name, number = record["name"], number or record["revisions"][-1]["number"]
     began = time.monotonic()
     while True:
         revision = next((row for row in record["revisions"] if row["number"] == number), None)
@@ -40,3 +49,11 @@ def wait_for_revision(
             progress(f"revision {number} of {name} is starting: {time.monotonic() - began:.0f} s{reason}")
         time.sleep(LOOK_EVERY_S)
         record = client.endpoint(name)
+
+
+def wait_for_shadow(
+    client: ServerClient, record: dict[str, Any], progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """As `wait_for_revision`, for the one that requests are copied to, if there is one: until then none are."""
+    number = next((row["number"] for row in record["revisions"] if row["role"] == SHADOW), None)
+    return record if number is None else wait_for_revision(client, record, progress, number)

@@ -78,4 +78,6 @@ test('a shadow is compared in a line', () => {
   expect(comparisonText(revision(2, 'shadow', { comparison }))).toBe(
     '50% of 2 greedy answers equal, 2.00 x the time, 25% errors (0% without it)'
   );
+  const none = { ...comparison, num_compared: 0, num_dropped: 3 };
+  expect(comparisonText(revision(2, 'shadow', { comparison: none }))).toBe('nothing compared yet, 3 not copied');
 });

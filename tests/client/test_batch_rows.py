@@ -25,6 +25,27 @@ def test_rows_may_come_from_a_list_a_generator_or_a_data_frame() -> None:
     assert asked(frame, "text") == ["c", "d"]
 
 
+def test_rows_may_come_from_tables_of_dask_and_arrow() -> None:
+    """They iterate over the names of their columns, over the columns, or over scalars of their own."""
+    arrow, dask_frames = pytest.importorskip("pyarrow"), pytest.importorskip("dask.dataframe")
+    frame = pandas.DataFrame({"prompt": ["a", "b", "c"], "text": ["d", "e", "f"], "number": [1, 2, 3]})
+    table, parts = arrow.Table.from_pandas(frame), dask_frames.from_pandas(frame, npartitions=2)
+    for inputs in (table, table.to_batches()[0], parts, table["prompt"], table["prompt"].chunk(0)):
+        assert asked(inputs) == ["a", "b", "c"]
+    assert asked(table, "text") == asked(parts, "text") == ["d", "e", "f"]
+
+
+def test_rows_may_come_from_tables_of_polars() -> None:
+    class Frame:  # as polars.DataFrame: it iterates over its columns
+        def __iter__(self) -> Any:
+            return iter([["a", "b"]])
+
+        def to_dicts(self) -> list[dict[str, str]]:
+            return [{"prompt": "a"}, {"prompt": "b"}]
+
+    assert asked(Frame()) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -35,6 +56,7 @@ def test_rows_may_come_from_a_list_a_generator_or_a_data_frame() -> None:
             r"a mapping of 'train', 'test': give one of its values \(inputs\['train'\]\)",
         ),
         ({}, "a mapping of : give one of its values, or"),
+        (None, "a list of inputs or a data set, not None"),
     ],
     ids=str,
 )
@@ -56,3 +78,10 @@ def test_lists_and_numbers_that_parquet_and_numpy_have_made_their_own_are_sent()
 def test_an_input_that_is_no_json_is_refused_by_its_number() -> None:
     with pytest.raises(UsageError, match="input 1 cannot be sent"):
         list(row_groups("tiny", ["a", {"prompt": object()}], None, {}))
+
+
+def test_an_input_that_is_none_is_named_by_its_number() -> None:
+    with pytest.raises(UsageError, match="input 1 is nan: it must be a text"):
+        asked(pandas.Series(["a", None]))
+    with pytest.raises(UsageError, match="input 1 has no column 'text'. It has body"):
+        asked([{"text": "a"}, {"body": "b"}], "text")

@@ -21,7 +21,7 @@ from jupyter_llmcloud.magics.commands.endpoints import EndpointMagics, NewKey
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.serving.endpoint_card import make_card
 from jupyter_llmcloud.magics.session import session
-from tests.support.server_parts import Server, make_model
+from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
 
@@ -78,7 +78,7 @@ async def test_map_answers_every_input_in_its_order(magics: EndpointMagics, mode
 async def test_map_says_which_input_is_wrong_before_anything_is_asked(magics: EndpointMagics, model: Path) -> None:
     endpoint = await off_loop(magics.serve, f"{model} --name tiny")
     for inputs, column, hint in (
-        (["a", 3], None, "an input is 3"),
+        (["a", 3], None, "input 1 is 3"),
         (["a", [{"role": "user", "content": "b"}]], None, "input 1 goes to chat/completions"),
         ([{"text": "a"}], "body", "no column 'body'. It has text"),
     ):
@@ -132,6 +132,9 @@ async def test_a_refusal_of_the_model_is_raised_as_an_error_of_ours(magics: Endp
         await off_loop(endpoint.complete, "busy")
     with pytest.raises(errors.UsageError, match="stream"):
         await off_loop(lambda: endpoint.complete("x", stream=True))
+    with pytest.raises(errors.UsageError, match="n: a stream of pieces is of one reply"):
+        await off_loop(lambda: endpoint.chat("x", stream=True, n=2))
+    assert await off_loop(lambda: list(endpoint.chat("count 1", stream=True, n=1))) == ["0 "]
     with pytest.raises(errors.ServerError, match="broke off"):
         await off_loop(lambda: list(endpoint.chat("die after 2", stream=True)))
     await off_loop(endpoint.stop)
@@ -257,7 +260,12 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
     assert "1/1 (1:2)" in str(await off_loop(magics.endpoints, "scale tiny 1:2"))
     assert "1/1 (1:2)" in str(await off_loop(endpoints.table))
     await off_loop(endpoint.shadow, "better")
+    await off_loop(endpoint.complete, "hello")  # at once: it waited until requests are copied
+    await until(lambda: _is_compared(endpoint), "the answers are compared")
     await off_loop(magics.endpoints, "shadow tiny")
+    make_model(tmp_path / "worse", "broken")
+    with pytest.raises(errors.ModelError, match="another shape"):
+        await off_loop(magics.endpoints, "shadow tiny worse")
     assert "no adapter yet" in str(await off_loop(magics.endpoints, "adapters tiny"))
     for line, words in (
         ("split tiny stable", "stable:95,canary:5"),
@@ -268,6 +276,12 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
     ):
         with pytest.raises(errors.LLMCloudError, match=words):
             await off_loop(magics.endpoints, line)
+
+
+async def _is_compared(endpoint: Endpoint) -> bool:
+    shadow = next(row for row in await off_loop(lambda: endpoint.revisions) if row["role"] == "shadow")
+    assert shadow["comparison"]["num_dropped"] == 0
+    return bool(shadow["comparison"]["num_compared"] == 1)
 
 
 async def test_options_that_a_running_endpoint_does_not_have_are_told(

@@ -113,7 +113,9 @@ async def test_a_key_judges_its_own_requests_only(server: Server, model: Path) -
         ({}, "say something"),
         ({"rating": "up", "request_id": "req-nothing"}, "no request 'req-nothing'"),
         ({"rating": "up", "correction": "x" * 300_000}, "correction has 300000 characters"),
+        ({"rating": "down", "correction": " \n"}, "correction is empty"),  # a form that was left empty
     ],
+    ids=["a rating of 2", "a word", "nothing", "an unknown request", "a long correction", "an empty correction"],
 )
 async def test_what_is_no_feedback_is_refused(server: Server, model: Path, said: dict[str, Any], hint: str) -> None:
     await server.serve(model)

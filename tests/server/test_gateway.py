@@ -248,14 +248,36 @@ async def test_what_a_replica_refuses_reaches_the_client_as_it_is(server: Server
     assert answer.json()["error"]["message"] == "busy"
 
 
-async def test_an_endpoint_that_is_starting_says_so(server: Server, own_root: Path) -> None:
+async def test_a_request_waits_for_an_endpoint_that_starts_for_the_first_time(server: Server, own_root: Path) -> None:
+    """It was refused at once, and a client that tries twice again within seconds gave up while the model was loaded."""
     from tests.support.server_parts import make_model
 
     folder = make_model(own_root.parent / "slow", "slow")
     await server.ask("POST", "llmcloud/api/endpoints", {"target": str(folder), "name": "tiny"})
-    answer = await server.complete("hello")
-    assert error_of(answer, 503)["code"] == "model_not_ready"
-    assert int(answer.headers["Retry-After"]) >= 1
+    endpoint = server.context.endpoints.get("tiny")
+    asking = asyncio.ensure_future(server.complete("hello"))
+    await until(lambda: endpoint.admission.num_waiting == 1, "the request waits")
+    body, patience = {"model": "tiny", "prompt": "hello"}, {"X-Stainless-Read-Timeout": "2"}
+    refused = await server.ask("POST", "llmcloud/v1/completions", body, headers=patience)
+    error = error_of(refused, 503)
+    assert (
+        error["code"] == "model_not_ready" and "no replica became ready within 1 s. It is starting" in error["message"]
+    )
+    assert int(refused.headers["Retry-After"]) >= 1
+    (folder / "slow").unlink()
+    assert (await asking).json()["choices"][0]["text"] == "hello!"
+
+
+async def test_who_waits_for_a_first_start_that_fails_is_told_why(server: Server, own_root: Path) -> None:
+    from tests.support.server_parts import make_model
+
+    folder = make_model(own_root.parent / "slow", "slow")
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": str(folder), "name": "tiny"})
+    asking = asyncio.ensure_future(server.complete("hello"))
+    await until(lambda: server.context.endpoints.get("tiny").admission.num_waiting == 1, "the request waits")
+    (folder / "broken").touch()
+    assert "none is on its way. It is failed" in (message := error_of(await asking, 503)["message"])
+    assert "another shape" in message
 
 
 async def test_a_full_queue_is_429_and_those_in_it_are_answered(

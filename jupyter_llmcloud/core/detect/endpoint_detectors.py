@@ -179,12 +179,12 @@ class PromptDriftDetector:
         index = population_stability(usual, recent)
         if index <= MAJOR:
             return None
-        before, now = median(usual), median(recent)
+        before, now, num_recent = median(usual), median(recent), len(recent)
         self._windows.begin_again()
         return Alert(
             "prompt-drift",
             f"prompts are not what they were: {now:.0f} tokens in the median, {before:.0f} before",
-            f"the last {len(recent)} prompts beside those before (population stability index of their lengths)",
+            f"the last {num_recent} prompts beside those before (population stability index of their lengths)",
             index,
             MAJOR,
         )

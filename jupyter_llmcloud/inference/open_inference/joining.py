@@ -99,7 +99,12 @@ def split(outputs: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def as_tensors(value: Any) -> dict[str, Tensor]:
-    """What a user's code returned, as outputs by name: a mapping, or one that is called "output". Raises TypeError."""
+    """What a user's code returned, as outputs by name: a mapping, the columns of a table, or one that is called "output".
+
+    Raises TypeError.
+    """
+    if hasattr(value, "iterrows"):  # of pandas: its columns may well be of different types
+        value = {str(name): value[name] for name in value.columns}
     named = value if isinstance(value, Mapping) else {"output": value}
     tensors = {}
     for name, item in named.items():

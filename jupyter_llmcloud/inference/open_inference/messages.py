@@ -6,14 +6,16 @@ returns is then told as JSON too: `{"inputs": ["I liked it"]}` -> `{"outputs": [
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from jupyter_llmcloud.core.data.rows import rows_of
 from jupyter_llmcloud.inference.open_inference.tensors import (
     InvalidInput,
     Tensor,
@@ -26,6 +28,7 @@ from jupyter_llmcloud.inference.open_inference.tensors import (
 )
 
 LITERAL_NAN = "literal_nan"  # a parameter of requests
+_UNKNOWN = object()
 _TENSOR_FIELDS = {"name", "shape", "datatype", "data", "parameters"}
 
 
@@ -199,11 +202,56 @@ def _encode(value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """What stands in JSON for a value of NumPy or torch. Raises TypeError for any other."""
+    """What stands in JSON for a value of NumPy, pandas or torch, or for a collection or an heir of Python's own types.
+
+    Raises TypeError for any other.
+    """
     if isinstance(value, np.generic):
-        return value.item()
+        return _plain_scalar(value)
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of torch
         value = value.detach().cpu().numpy()
+    for known in (_rows_or_values, _plain_time, _as_builtin):
+        if (found := known(value)) is not _UNKNOWN:
+            return found
+    if isinstance(value, Iterator):
+        raise TypeError(f"a {type(value).__name__} is no JSON value: return a list, or yield from stream(inputs)")
+    raise TypeError(f"a {type(value).__name__} is no JSON value, no array, no table and no number of NumPy")
+
+
+def _plain_scalar(value: np.generic) -> Any:
+    if isinstance(value, np.floating):
+        return float(value)  # the item of a long double is one again
+    if isinstance(value, np.complexfloating):
+        raise TypeError("a complex number is no JSON value")
+    return value.item()
+
+
+def _rows_or_values(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
-    raise TypeError(f"a {type(value).__name__} is no JSON value, no array and no number of NumPy")
+    if (rows := rows_of(value)) is not None:
+        return rows
+    for method in ("tolist", "to_list"):  # columns of pandas; of polars
+        if callable(found := getattr(value, method, None)):
+            return found()
+    return _UNKNOWN
+
+
+def _plain_time(value: Any) -> Any:
+    """Of times by pandas: what is missing is null, others are written as those of Python are."""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return datetime.timedelta(value.days, value.seconds, value.microseconds)
+    return _UNKNOWN
+
+
+def _as_builtin(value: Any) -> Any:
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, Sequence | Set | ValuesView) else _UNKNOWN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.client.revision_wait import wait_for_revision
+from jupyter_llmcloud.client.revision_wait import wait_for_revision, wait_for_shadow
 from jupyter_llmcloud.core.names import check_name, parse_replicas
 from jupyter_llmcloud.core.options import Option, Parsed, Syntax, integer, take_verb
 from jupyter_llmcloud.core.serving.endpoint.comparison import in_words
@@ -85,9 +85,11 @@ def rollback(name: str) -> dict[str, Any]:
     return _server().roll_back_endpoint(name)
 
 
-def shadow(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Copy the requests to a revision, a run or a folder; None ends that."""
-    return _server().shadow_endpoint(name, None if revision is None else as_target(revision))
+def shadow(name: str, revision: str | None = None, *, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Copy the requests to a revision, a run or a folder, and wait until that takes them; None ends that."""
+    server = _server()
+    record = server.shadow_endpoint(name, None if revision is None else as_target(revision))
+    return wait_for_shadow(server, record, progress)
 
 
 def add_adapter(name: str, path: str, adapter: str | None = None) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def run(verb: str, given: Parsed) -> Table:
     elif verb == "rollback":
         rollback(name)
     elif verb == "shadow":
-        shadow(name, rest[0] if rest else None)
+        shadow(name, rest[0] if rest else None, progress=ProgressLine().tell)
     return revisions(name)
 
 

@@ -108,6 +108,8 @@ class Endpoint:
         rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {"messages": rows, **params}
         if stream:
+            if (params.get("n") or 1) != 1:
+                raise UsageError("n: a stream of pieces is of one reply. Leave out n, or stream=True.")
             return self._stream("chat/completions", body)
         answer = self._ask("chat/completions", body)
         choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
@@ -139,11 +141,14 @@ class Endpoint:
         return self
 
     def shadow(self, revision: str | None = None) -> Endpoint:
-        """Copy the requests to a revision, a run or a folder, whose answers are compared; None ends that.
+        """Copy the requests to a revision, a run or a folder, and wait until that takes them; None ends that.
 
         `ep.revisions` tells the outcome: the share of equal greedy answers, the ratio of times, the share of errors.
         """
-        self._client.shadow_endpoint(self.name, None if revision is None else as_target(revision))
+        from jupyter_llmcloud.client.revision_wait import wait_for_shadow
+
+        target = None if revision is None else as_target(revision)
+        wait_for_shadow(self._client, self._client.shadow_endpoint(self.name, target))
         return self
 
     def add_adapter(self, path: str, name: str | None = None) -> Endpoint:

@@ -143,7 +143,7 @@ class ShadowComparison(Response, frozen=True):
     latency_ratio: Annotated[float | None, Meta(description="Its seconds for an answer, by the other one's.")] = None
     error_share: Annotated[float | None, Meta(description="Of the requests, those that it failed: 0 to 1.")] = None
     stable_error_share: Annotated[float | None, Meta(description="Those that the other one failed.")] = None
-    num_dropped: Annotated[int, Meta(description="Requests that it did not get, since it had no room.")] = 0
+    num_dropped: Annotated[int, Meta(description="Requests that it did not get: it was not ready, or had no room.")] = 0
 
 
 class ServedRevision(Response, frozen=True):

@@ -55,6 +55,10 @@ class GiveFeedbackHandler(GatewayHandler):
         rating = self._rating(body)
         if rating is None and body.correction is None and body.comment is None:
             raise ApiError(400, "say something: a rating, a correction or a comment.", param="rating")
+        if (
+            body.correction is not None and not body.correction.strip()
+        ):  # a form that was left empty: no answer to learn
+            raise ApiError(400, "correction is empty: say what should have been answered.", param="correction")
         await self.requests.write()  # the request may have ended just now
         asked = self.state.request(body.request_id)
         if asked is None or (self.key is not None and asked["actor"] != self.actor):

@@ -95,7 +95,7 @@ class EndpointController:
         self._host = host
         self._records = records
         self._log = log
-        self._plan = EndpointPlan(was_ready=stored.state == "ready")
+        self._plan = EndpointPlan()
         self._replicas: dict[int, ReplicaClient] = {}
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._operations: dict[tuple[int, str], asyncio.Task[None]] = {}

@@ -86,7 +86,8 @@ class AdmissionControl:
                 return await place.granted
         except TimeoutError:
             self._give_back(place)
-            raise NotAdmitted(503, f"no place became free within {patience_s:.0f} s.", 5) from None
+            lacking = "no place became free" if any(self._ready()) else "no replica became ready"
+            raise NotAdmitted(503, f"{lacking} within {patience_s:.0f} s.", 5) from None
         except asyncio.CancelledError:
             self._give_back(place)
             raise
@@ -115,7 +116,7 @@ class AdmissionControl:
                 self._waiting.remove(place)
             elif not ready:
                 self._waiting.remove(place)
-                lost = NotAdmitted(503, "its last replica was lost while the request waited.", None)
+                lost = NotAdmitted(503, "it has no replica, and none is on its way.", None)
                 place.granted.set_exception(lost)
             elif (found := choose(place.shape, ready)) is not None:
                 self._waiting.remove(place)

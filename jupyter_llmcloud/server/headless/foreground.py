@@ -34,24 +34,31 @@ GENERATES = """
 {curl} {url}/completions -H "Authorization: Bearer {key}" \\
   -H "Content-Type: application/json" -d '{{"model": "{model}", "prompt": "The", "max_tokens": 16}}'
 
-from openai import OpenAI
-client = OpenAI(base_url="{url}", api_key="{key}")
+{trust}from openai import {names}
+client = OpenAI(base_url="{url}", api_key="{key}"{openai_trusts})
 print(client.completions.create(model="{model}", prompt="The", max_tokens=16).choices[0].text)
 """
 EMBEDS = """
 {curl} {url}/embeddings -H "Authorization: Bearer {key}" \\
   -H "Content-Type: application/json" -d '{{"model": "{model}", "input": "Hello"}}'
 
-from openai import OpenAI
-client = OpenAI(base_url="{url}", api_key="{key}")
+{trust}from openai import {names}
+client = OpenAI(base_url="{url}", api_key="{key}"{openai_trusts})
 print(client.embeddings.create(model="{model}", input="Hello").data[0].embedding)
 """
 PREDICTS = """
 {curl} {v2}/models/{model}/infer -H "Authorization: Bearer {key}" -d '{{"inputs": {inputs}}}'
 
-import httpx
+{trust}import httpx
 headers = {{"Authorization": "Bearer {key}"}}
-print(httpx.post("{v2}/models/{model}/infer", headers=headers, json={{"inputs": {inputs}}}).json())
+print(httpx.post("{v2}/models/{model}/infer", headers=headers, json={{"inputs": {inputs}}}{httpx_trusts}).json())
+"""
+
+
+# Beside the authorities that Python knows: a certificate that somebody has made for themselves is of none of them.
+TRUST = """import ssl
+trusted = ssl.create_default_context()
+trusted.load_verify_locations({certfile!r})
 """
 
 
@@ -82,16 +89,23 @@ def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int
     return status[0] if status else 0
 
 
-def examples(kind: str, url: str, key: str, model: str, curl: str = "curl", inputs: str = "") -> str:
-    """What can be pasted into a shell and into Python to ask a model of this kind."""
+def examples(kind: str, url: str, key: str, model: str, certfile: str = "", inputs: str = "") -> str:
+    """What can be pasted into a shell and into Python to ask a model of this kind.
+
+    Args:
+        certfile: the certificate of the server, if it has one; "": it speaks no TLS.
+        inputs: JSON that the model can be asked with, where it has told some.
+    """
     template = GENERATES if kind == GENERATOR else EMBEDS if kind == EMBEDDER else PREDICTS
-    v2 = f"{url.removesuffix('/v1')}/v2"
-    return template.format(url=url, key=key, model=model, curl=curl, v2=v2, inputs=sample_inputs(kind, inputs))
-
-
-def _curl(app: HeadlessServerApp) -> str:
-    """With the certificate named, as one that somebody has made for themselves is not known to curl."""
-    return f"curl --cacert {shlex.quote(app.listener.certfile)}" if app.listener.certfile else "curl"
+    certfile = os.path.abspath(certfile) if certfile else ""  # it is pasted in another folder than this one
+    return template.format(
+        url=url, key=key, model=model, v2=f"{url.removesuffix('/v1')}/v2", inputs=sample_inputs(kind, inputs),
+        curl=f"curl --cacert {shlex.quote(certfile)}" if certfile else "curl",
+        trust=TRUST.format(certfile=certfile) if certfile else "",
+        names="DefaultHttpxClient, OpenAI" if certfile else "OpenAI",
+        openai_trusts=", http_client=DefaultHttpxClient(verify=trusted)" if certfile else "",
+        httpx_trusts=", verify=trusted" if certfile else "",
+    )  # fmt: skip
 
 
 async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> None:
@@ -110,5 +124,5 @@ async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> Non
     print(f"base_url  {url}")
     print(f"api_key   {key.text}")
     print(f"model     {endpoint.name}")
-    print(examples(endpoint.kind, url, key.text, endpoint.name, _curl(app), endpoint.inputs), flush=True)
+    print(examples(endpoint.kind, url, key.text, endpoint.name, app.listener.certfile, endpoint.inputs), flush=True)
     print("Ctrl-C ends it and all that it started.", file=sys.stderr, flush=True)

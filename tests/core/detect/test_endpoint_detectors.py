@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from jupyter_llmcloud.core.detect.endpoint_detectors import USUAL, AnsweredRequest, EndpointDetectors
+from jupyter_llmcloud.core.detect.endpoint_detectors import RECENT_PROMPTS, USUAL, AnsweredRequest, EndpointDetectors
 
 
 def told(detectors: EndpointDetectors, requests: list[AnsweredRequest]) -> list[str]:
@@ -58,3 +58,11 @@ def test_prompts_of_another_length_are_told_once_and_are_usual_then() -> None:
     detectors = EndpointDetectors()
     told(detectors, answers(800))
     assert told(detectors, answers(1500, tokens=200)) == ["prompt-drift"]
+
+
+def test_the_evidence_of_a_drift_says_over_how_many_prompts() -> None:
+    """They were counted when they had been forgotten: 0."""
+    detectors = EndpointDetectors()
+    told(detectors, answers(800))
+    [alert] = [alert for seen in answers(1500, tokens=200) for alert in detectors.answered(seen)]
+    assert f"the last {RECENT_PROMPTS} prompts beside those before" in alert.evidence

@@ -155,6 +155,73 @@ def test_what_cannot_be_sent_is_said_so(tmp_path: Path) -> None:
     serve(spec, asks)
 
 
+def test_tables_times_and_collections_are_told_as_json(tmp_path: Path) -> None:
+    spec = cell(
+        """
+        import collections
+        import numpy as np
+        import pandas as pd
+        class Name(str): pass
+        times = [pd.Timestamp("2026-01-02"), pd.NaT]
+        values = {
+            "frame": pd.DataFrame({"a": [1, 2], "b": ["x", None], "t": times}),
+            "series": pd.Series([1.5, np.nan]),
+            "missing": [pd.NA, pd.NaT],
+            "took": pd.Timedelta("3s"),
+            "long": np.longdouble(1.5),
+            "range": range(2),
+            "kept": collections.deque([1]),
+            "names": {"a": 1}.keys(),
+            "values": {"a": 1}.values(),
+            "own": [Name("q"), collections.UserDict(a=1)],
+        }
+        def load(): ...
+        def predict(inputs): return values if inputs == "all" else values["frame"][["a", "t"]][:1]
+        """,
+        tmp_path,
+    )
+
+    async def asks(replica: Replica) -> None:
+        told = (await replica.infer({"inputs": "all"}))["outputs"]
+        assert told == {
+            "frame": [
+                {"a": 1, "b": "x", "t": "2026-01-02T00:00:00"},
+                {"a": 2, "b": None, "t": None},
+            ],
+            "series": [1.5, None], "missing": [None, None], "took": "PT3S", "long": 1.5, "range": [0, 1], "kept": [1],
+            "names": ["a"], "values": [1], "own": ["q", {"a": 1}],
+        }  # fmt: skip
+        assert (await replica.infer({"inputs": "one"}))["outputs"] == [{"a": 1, "t": "2026-01-02T00:00:00"}]
+
+    serve(spec, asks)
+
+
+def test_a_table_for_arrays_is_its_columns_by_name(tmp_path: Path) -> None:
+    spec = cell(
+        """
+        import pandas as pd
+        def load(): ...
+        def predict(inputs): return pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+        """,
+        tmp_path,
+    )
+
+    async def asks(replica: Replica) -> None:
+        assert await replica.outputs(("x", "FP32", [1.0])) == {"a": ([2], [1, 2]), "b": ([2], ["x", "y"])}
+
+    serve(spec, asks)
+
+
+def test_predict_that_yields_is_told_where_that_belongs(tmp_path: Path) -> None:
+    spec = cell("def load(): ...\ndef predict(inputs): yield 1", tmp_path)
+
+    async def asks(replica: Replica) -> None:
+        error = (await replica.infer({"inputs": 1}, 500))["error"]
+        assert "a generator is no JSON value: return a list, or yield from stream(inputs)" in error
+
+    serve(spec, asks)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -90,15 +90,16 @@ class Comparison:
 
 def in_words(told: Mapping[str, Any]) -> str:
     """`told` in a line: 97 % of 120 greedy answers equal, 1.20 x the time, 0 % errors (0 %)."""
+    dropped = [f"{told['num_dropped']} not copied"] if told.get("num_dropped") else []
     if not told["num_compared"]:
-        return "nothing compared yet"
+        return ", ".join(["nothing compared yet", *dropped])
     parts = []
     if told["equal_share"] is not None:
         parts.append(f"{told['equal_share']:.0%} of {told['num_comparable']} greedy answers equal")
     if told["latency_ratio"] is not None:
         parts.append(f"{told['latency_ratio']:.2f} x the time")
     parts.append(f"{told['error_share']:.0%} errors ({told['stable_error_share']:.0%} without it)")
-    return ", ".join(parts)
+    return ", ".join([*parts, *dropped])
 
 
 def has_one_answer(path: str, body: bytes) -> bool:

@@ -137,10 +137,9 @@ _SERVING = ("ready", "suspect", "silent")
 
 @dataclass
 class EndpointPlan:
-    """One endpoint. `was_ready`: it has answered requests before, if only for an earlier server."""
+    """One endpoint."""
 
     timing: Timing = field(default_factory=Timing)
-    was_ready: bool = False
     state: str = "starting"
     reason: str = ""
     revisions: tuple[Revision, ...] = ()
@@ -161,8 +160,8 @@ class EndpointPlan:
 
     @property
     def may_recover(self) -> bool:
-        """Whether a request that finds no replica should wait: the endpoint has answered before, and will again."""
-        return self.was_ready and self.state in ("starting", "ready")
+        """Whether a request that finds no replica should wait: one is on its way, also for the first time."""
+        return self.state in ("starting", "ready")
 
     @property
     def starting_since(self) -> float | None:
@@ -271,7 +270,6 @@ class EndpointPlan:
         replica.enter("ready", now)
         replica.probe_at = now + self.timing.probe_every_s
         replica.ready_at = now if replica.ready_at is None else replica.ready_at
-        self.was_ready = True
 
     def _note_not_ready_yet(self, replica: ObservedReplica, event: Probed, now: float) -> None:
         replica.probe_at = now + self.timing.loading_probe_s

@@ -120,3 +120,12 @@ def test_shares_and_ratios_count_what_both_have_answered() -> None:
     assert (told["num_compared"], told["num_comparable"], told["equal_share"]) == (4, 2, 0.5)
     assert (told["latency_ratio"], told["error_share"], told["stable_error_share"]) == (2.0, 0.25, 0.0)
     assert in_words(told) == "50% of 2 greedy answers equal, 2.00 x the time, 25% errors (0% without it)"
+
+
+def test_requests_that_were_not_copied_are_told() -> None:
+    """A shadow that takes none looked like one that nobody had asked yet."""
+    found = Comparison()
+    assert in_words({**found.told(), "num_dropped": 30}) == "nothing compared yet, 30 not copied"
+    found.note(RevisionAnswer(2.0, False, "a"), RevisionAnswer(1.0, False, "a"), True)
+    assert in_words({**found.told(), "num_dropped": 2}).endswith("0% errors (0% without it), 2 not copied")
+    assert "not copied" not in in_words({**found.told(), "num_dropped": 0})

@@ -96,7 +96,7 @@ def test_an_endpoint_starts_as_many_replicas_as_are_wanted_and_no_more() -> None
     endpoint = Endpoint(dataclasses.replace(ONE, num_replicas=2))
     assert [(start.replica, start.revision.number) for start in only(StartReplica, endpoint.said)] == [(1, 1), (2, 1)]
     assert endpoint.tell(Tick(), Desired(endpoint.plan.revisions)) == []
-    assert (endpoint.plan.state, endpoint.plan.may_recover) == ("starting", False)
+    assert (endpoint.plan.state, endpoint.plan.may_recover) == ("starting", True)
 
 
 def test_a_started_replica_is_probed_until_it_is_ready_and_then_gets_requests() -> None:
@@ -299,7 +299,7 @@ def test_a_loss_of_one_of_two_is_told_while_the_endpoint_goes_on() -> None:
 
 def test_a_server_that_takes_an_endpoint_up_looks_for_its_replicas_before_it_starts_any() -> None:
     wanted = dataclasses.replace(ONE, num_replicas=3)
-    endpoint = Endpoint(was_ready=True)
+    endpoint = Endpoint()
     assert endpoint.tell(Resumed((wanted,), {1: 1, 2: 1})) == [StartReplica(3, wanted), Probe(1), Probe(2)]
     assert endpoint.plan.may_recover
     assert endpoint.tell(Probed(1, "ready")) == [Route({1: 100}), MarkState("ready")]

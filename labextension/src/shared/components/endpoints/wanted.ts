@@ -63,14 +63,16 @@ export function rollbackTo(endpoint: Endpoint): string {
 /** How a shadow compares, in a line: as `%endpoints show` says it. */
 export function comparisonText(revision: ServedRevision): string {
   const found = revision.comparison;
+  const dropped = found?.num_dropped ? `${found.num_dropped} not copied` : '';
   if (!found || !found.num_compared) {
-    return 'nothing compared yet';
+    return ['nothing compared yet', dropped].filter(Boolean).join(', ');
   }
   const percent = (share: number | null | undefined) => `${Math.round(100 * (share ?? 0))}%`;
   return [
     typeof found.equal_share === 'number' ? `${percent(found.equal_share)} of ${found.num_comparable} greedy answers equal` : '',
     typeof found.latency_ratio === 'number' ? `${found.latency_ratio.toFixed(2)} x the time` : '',
-    `${percent(found.error_share)} errors (${percent(found.stable_error_share)} without it)`
+    `${percent(found.error_share)} errors (${percent(found.stable_error_share)} without it)`,
+    dropped
   ]
     .filter(Boolean)
     .join(', ');
