@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,19 +22,21 @@ ENV_PRICE = "LLMCLOUD_PRICE_PER_HOUR"
 LEAVE_S = 20.0  # batch systems send SIGKILL 30 s after SIGTERM, as a rule
 
 
-def _jupyter_dir(variable: str, *default: str) -> Path:
+def _jupyter_dir(variable: str, *default: str) -> str:
     """The folder jupyter_core would name, found without importing it."""
     if value := os.environ.get(variable):
-        return Path(value)
+        return value
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Jupyter" / Path(*default[1:])
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / Path(*default)
+        return os.path.join(os.path.expanduser("~"), "Library", "Jupyter", *default[1:])
+    return os.path.join(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), *default)
+
+
+_as_path = lru_cache(maxsize=16)(Path)  # every cell asks where its run is kept, and mostly that is where it was
 
 
 def jupyter_runtime_dir() -> Path:
     """Where Jupyter servers announce themselves (`jpserver-<pid>.json`)."""
-    return _jupyter_dir("JUPYTER_RUNTIME_DIR", "jupyter", "runtime")
+    return Path(_jupyter_dir("JUPYTER_RUNTIME_DIR", "jupyter", "runtime"))
 
 
 def root() -> Path:
@@ -43,14 +46,11 @@ def root() -> Path:
     """
     if url := root_url():
         name = re.sub(r"[^\w.-]+", "_", url)[-40:]
-        return (
-            _jupyter_dir("JUPYTER_DATA_DIR", "jupyter")
-            / "llmcloud-at"
-            / f"{name}-{sha256(url.encode()).hexdigest()[:8]}"
-        )
+        name = f"{name}-{sha256(url.encode()).hexdigest()[:8]}"
+        return _as_path(os.path.join(_jupyter_dir("JUPYTER_DATA_DIR", "jupyter"), "llmcloud-at", name))
     if value := os.environ.get(ENV_ROOT, "").removeprefix("file://"):
-        return Path(os.path.abspath(os.path.expanduser(value)))
-    return _jupyter_dir("JUPYTER_DATA_DIR", "jupyter") / "llmcloud"
+        return _as_path(os.path.abspath(os.path.expanduser(value)))
+    return _as_path(os.path.join(_jupyter_dir("JUPYTER_DATA_DIR", "jupyter"), "llmcloud"))
 
 
 def root_url() -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +37,8 @@ class PreemptionNotice:
         return await self._succeeds()
 
     def _answers(self) -> bool:
+        import urllib.request  # two megabytes, of an agent that mostly looks nowhere
+
         try:
             request = urllib.request.Request(self._where, headers=_HEADERS)
             with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:

@@ -144,10 +144,15 @@ class Spec:
         known = cls._by_name()
         return cls(**{name: known[name].check(value) for name, value in kept.items() if name in known})
 
+    @classmethod
+    @cache
+    def _defaults(cls) -> dict[str, Any]:
+        return {item.name: item.default for item in fields(cls)}
+
     def as_dict(self) -> dict[str, Any]:
         """What differs from the defaults, in values that JSON can carry."""
-        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
-        return {name: value for name, (value, default) in values.items() if value != default}
+        defaults = self._defaults()
+        return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
 
 def _is_empty(value: Any) -> bool:

@@ -70,6 +70,12 @@ class Connection:
         elif self._leaving is None:
             self._leaving = loop.call_later(UNHURRIED_S, self._flush)
 
+    def flush(self) -> None:
+        """Send what is queued now, and not when this turn of the loop is over: somebody waits for it."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._flush()
+
     def _flush(self) -> None:
         self._leaving, self._hurries = None, False
         if self.closed or not self._pending:

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,11 @@ class RunFolder:
         return self.path.name
 
     @property
+    def root(self) -> str:
+        """The path of the root below which it is."""
+        return os.path.dirname(os.path.dirname(self.path))
+
+    @property
     def exists(self) -> bool:
         """Whether it has a record."""
         return (self.path / "run.json").exists()
@@ -201,7 +207,7 @@ class RunFolder:
 
     def _write_source(self, data: bytes) -> None:
         # In place: nobody reads it before there is a record, and with a later one it is the same.
-        fd = os.open(self.path / "cell.py", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(os.path.join(self.path, "cell.py"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             written = 0
             while written < len(data):
@@ -221,7 +227,7 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         # Not durable: it is on the way of every cell. Readable to whom the user opens the folder, as its journals are.
-        write_atomically(self.path / name, data, mode=0o666, durable=False)
+        write_atomically(os.path.join(self.path, name), data, mode=0o666, durable=False)
 
     def _overwrite(self, data: bytes) -> bool:
         try:
@@ -283,16 +289,21 @@ class RunFolder:
 ROOT_TOLD = "root.json"  # of a root that is the local part of a URL: {"url"}
 
 
-def root_url_of(root: Path) -> str:
+def root_url_of(root: str | Path) -> str:
     """The URL of which a root is the local part; "" of one that stands for itself."""
-    return str((read_json(root / ROOT_TOLD) or {}).get("url", ""))
+    return str((read_json(os.path.join(root, ROOT_TOLD)) or {}).get("url", ""))
+
+
+@lru_cache(maxsize=16)
+def _runs_below(root: Path) -> Path:
+    return root / "runs"
 
 
 class RunStore:
     """All runs below a root folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.path = (root or config.root()) / "runs"
+        self.path = _runs_below(root or config.root())
         if root is None and (url := config.root_url()) and not self.url:
             # Whoever leads a run finds it beside the run, in whatever environment.
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,14 +15,15 @@ import contextlib
 import functools
 import os
 import queue
-import smtplib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.message import EmailMessage
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
 
 ENV_WEBHOOK = "LLMCLOUD_ALERT_WEBHOOK"
 ENV_EMAIL = "LLMCLOUD_ALERT_EMAIL"
@@ -92,6 +93,8 @@ class Mail:
 
     def send(self, alert: dict[str, Any]) -> None:
         """Hand it to the mail server. Raises OSError (smtplib's errors are such)."""
+        import smtplib
+
         where = urlsplit(self.server)
         connect = smtplib.SMTP_SSL if where.scheme == "smtps" else smtplib.SMTP
         with connect(where.hostname or "", where.port or SMTP_PORTS[where.scheme], timeout=TIMEOUT_S) as connection:
@@ -107,6 +110,8 @@ class Mail:
                 raise
 
     def _message(self, alert: dict[str, Any]) -> EmailMessage:
+        from email.message import EmailMessage
+
         message = EmailMessage()
         message["Subject"] = f"{alert.get('run') or alert['endpoint']}: {alert['detector']}"
         message["From"] = self.addresses[0]

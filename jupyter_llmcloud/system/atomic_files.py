@@ -15,7 +15,7 @@ from typing import IO, Any
 PRIVATE = 0o600  # nobody but its owner may read or change it
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE, durable: bool = True) -> None:
+def write_atomically(path: str | Path, data: bytes, *, mode: int = PRIVATE, durable: bool = True) -> None:
     """Have `path` hold `data` from one moment to the next. Raises OSError, and then what was there before stays.
 
     Args:
@@ -34,10 +34,11 @@ def write_json(path: Path, content: Any, *, mode: int = PRIVATE, durable: bool =
     write_atomically(path, json.dumps(content).encode(), mode=mode, durable=durable)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: str | Path) -> dict[str, Any] | None:
     """The JSON object in a file; None when there is no such file, or something else in it."""
     try:
-        content = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -51,9 +52,10 @@ def staged(path: Path, *, mode: int = PRIVATE, durable: bool = True) -> Iterator
 
 
 @contextlib.contextmanager
-def _staging(path: Path, mode: int, durable: bool) -> Iterator[int]:
+def _staging(path: str | Path, mode: int, durable: bool) -> Iterator[int]:
+    folder, name = os.path.split(path)
     # Of a name of its own for each thread that writes: two that write one file at a time do not mix their bytes.
-    staging = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.staging")
+    staging = os.path.join(folder, f".{name}.{os.getpid()}.{threading.get_native_id()}.staging")
     fd = os.open(staging, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, mode)
     try:
         try:
@@ -65,10 +67,10 @@ def _staging(path: Path, mode: int, durable: bool) -> Iterator[int]:
         os.replace(staging, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            staging.unlink()
+            os.unlink(staging)
         raise
     if durable:
-        sync_folder(path.parent)
+        sync_folder(Path(path).parent)
 
 
 def publish_folder(staging: Path, path: Path, *, durable: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -93,8 +94,5 @@ def is_watched() -> bool:
 
 
 def _kernel() -> Any:
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return getattr(get_ipython(), "kernel", None)
+    ipython = sys.modules.get("IPython")  # where it is not imported, no shell of it runs
+    return getattr(ipython.get_ipython(), "kernel", None) if ipython is not None else None

@@ -129,11 +129,10 @@ class Attempt:
                 self._handle(StepReported(rank, message.step))
             case CellEnded() if message.run_id == self.cell.run_id:
                 self._hangs.ended(rank, message.groups)
-                self._feed.spent(rank, message.times)
+                self._feed.spent(rank, message.times, is_last=True)
                 self._rank_ended(rank, message)
 
     def _rank_ended(self, rank: int, message: CellEnded) -> None:
-        self._links[rank].drain()
         self.payload = message.payload or self.payload
         self._feed.record.artifacts.update(message.artifacts)
         error = message.error or {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +51,7 @@ class CheckpointCommitter:
         self.attempt = 0
         self._keep = keep
         self._listener = listener
-        self._folder = CheckpointFolder(path / FOLDER)
+        self._path = path
         self._parts = CheckpointParts(ranks)
         self._work: asyncio.Task[None] | None = None
         self._said: set[str] = set()
@@ -57,6 +59,10 @@ class CheckpointCommitter:
         self._sweeping: asyncio.Task[None] | None = None
         self._settled: list[tuple[int, bool, float]] = []  # steps, whether they were committed, what they have cost
         self._news = asyncio.Event()
+
+    @cached_property
+    def _folder(self) -> CheckpointFolder:
+        return CheckpointFolder(self._path / FOLDER)
 
     def without(self, rank: int) -> None:
         """A rank is lost, and the others go on: their parts make a checkpoint."""
@@ -175,7 +181,7 @@ class CheckpointCommitter:
 
     def end(self) -> None:
         """The run has ended: what was not committed is removed."""
-        if self._folder.path.is_dir():
+        if os.path.isdir(os.path.join(self._path, FOLDER)):
             self._sweeping = asyncio.create_task(self._sweep())
 
     async def _sweep(self) -> None:

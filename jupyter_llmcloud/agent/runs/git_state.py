@@ -20,7 +20,7 @@ def git_state(folder: str) -> dict[str, str]:
     """
     if not folder:
         return {}
-    if (known := _known.get(folder)) is not None and all(_stamp(path) == was for path, was in known[0].items()):
+    if (known := _known.get(folder)) is not None and {path: _stamp(path) for path in known[0]} == known[0]:
         return dict(known[1])
     stamps: _Stamps = {}
     state = _read_state(folder, stamps)

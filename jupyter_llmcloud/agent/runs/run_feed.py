@@ -21,7 +21,6 @@ from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState, Times
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import RankTimes
-from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times, root_url_of
 from jupyter_llmcloud.system.alert_sinks import alert_sender
 
@@ -148,6 +147,12 @@ class RunFeed:
 
     def diagnose(self) -> list[str]:
         """The run has ended: say why it failed, as far as anything tells and the cell has not said it all."""
+        if self.record.state == "finished":
+            self.record.hang = {}
+            return []
+        # Not before a run fails: what it knows of causes is more than all else that an agent keeps of a run.
+        from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
+
         found = diagnosis_of(self._folder, self.record, self.record.hang)
         self.record.hang, self.record.diagnosis = {}, as_record(found)
         if found is not None:
@@ -159,7 +164,7 @@ class RunFeed:
         self._end_hang(list(ranks))
         self._times.begin(number, ranks)
         if self._trackers is None:
-            names, url = self.record.spec.get("track") or (), root_url_of(self._folder.path.parents[1])
+            names, url = self.record.spec.get("track") or (), root_url_of(self._folder.root)
             if names:
                 self._tell_begun()
             self._trackers = TrackerProcesses(self._folder.path, names, self._note_late, url)
@@ -182,9 +187,9 @@ class RunFeed:
             self.remember(text)
             self._files.write_record()
 
-    def spent(self, rank: int, times: RankTimes) -> None:
-        """What a rank says of where its time goes."""
-        self._times.heard(rank, times)
+    def spent(self, rank: int, times: RankTimes, *, is_last: bool = False) -> None:
+        """What a rank says of where its time goes; `is_last`: of all its time in this attempt."""
+        self._times.heard(rank, times, is_last=is_last)
 
     def memory(self, rank: int, host: tuple[int, int], device: tuple[int, int]) -> None:
         """How much memory a rank has, and how much it can still have, in bytes: of its host and of its GPU."""
@@ -254,6 +259,11 @@ class RunFeed:
             follower.send(message, hurry=hurry)
             if follower.closed:
                 self._followers.discard(follower)
+
+    def flush(self) -> None:
+        """Have what was told on its way now."""
+        for follower in list(self._followers):
+            follower.flush()
 
     def follow(self, connection: Connection) -> None:
         """Tell this connection what happens from now on."""

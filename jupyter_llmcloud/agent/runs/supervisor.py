@@ -577,4 +577,5 @@ class RunSupervisor:
             self._lead.end()
             self._lead.forget()
         self.is_recorded = True
+        self._feed.flush()  # first: whoever waits for the end works while the rest is put in order
         self.ended.set_result(finish)

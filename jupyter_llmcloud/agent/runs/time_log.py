@@ -39,13 +39,13 @@ class TimeLog:
         self._attempt = attempt
         self._splits.begin(ranks)
 
-    def heard(self, rank: int, times: RankTimes) -> None:
-        """A rank says what it has spent."""
+    def heard(self, rank: int, times: RankTimes, *, is_last: bool = False) -> None:
+        """A rank says what it has spent; what one says as it ends is told when the others say what they do."""
         if times.attempt != self._attempt or not times.spent:
             return
         loop = asyncio.get_running_loop()
         self._unread.append((rank, loop.time(), times))
-        if self._timer is None:  # when the others have said it, too
+        if self._timer is None and not is_last:  # when the others have said it, too
             self._timer = loop.call_later(EVERY_S, self._say)
 
     def _read(self) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ class RunQueue:
     def announce(self, cell: Execute) -> None:
         """Have a record of a run that was taken on, for whoever asks for it before it is its turn."""
         with contextlib.suppress(OSError):
-            RunFolder(Path(cell.folder)).create(self._first_record(cell), cell.source or cell.code)
+            RunFolder(Path(cell.folder)).create(self._record(cell, []), cell.source or cell.code)
 
     async def _wait_for_ranks(self, cell: Execute, connection: Connection | None) -> bool:
         """Wait until no other run is under way; False when the run was stopped meanwhile."""
@@ -105,7 +104,7 @@ class RunQueue:
             return await self.lock.acquire()
         run_id = cell.run_id
         with contextlib.suppress(OSError):  # so that it is known to have waited, should this agent be lost
-            RunFolder(Path(cell.folder)).create(self._record(cell), cell.source or cell.code)
+            RunFolder(Path(cell.folder)).create(self._record(cell, self._phases(cell)), cell.source or cell.code)
         if connection is not None:
             ahead = f"for {self.active.run_id} to end" if self.active else "until the ranks have answered a request"
             connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits {ahead}"))
@@ -125,7 +124,7 @@ class RunQueue:
         self, cell: Execute, connection: Connection | None, state: str, error: Exception | None = None
     ) -> None:
         """The end of a run that was stopped in the queue, or found no ranks."""
-        record = self._record(cell)
+        record = self._record(cell, self._phases(cell))
         record.state, record.ended = state, time.time()
         if error is not None:
             ename, evalue = type(error).__name__, str(error)
@@ -145,10 +144,7 @@ class RunQueue:
             phases.insert(0, (min(cell.asked, phases[0][0]), "finding a cluster"))
         return [{"t": round(at, 3), "phase": name} for at, name in phases]
 
-    def _record(self, cell: Execute) -> RunRecord:
-        return with_fields(self._first_record(cell), history=self._phases(cell))
-
-    def _first_record(self, cell: Execute) -> RunRecord:
+    def _record(self, cell: Execute, history: list[dict[str, Any]]) -> RunRecord:
         return RunRecord(
             run_id=cell.run_id,
             name=cell.name,
@@ -161,6 +157,7 @@ class RunQueue:
             owner=cell.owner,
             spec=cell.spec,
             script=cell.script,
+            history=history,
             versions=self._versions,
             topology=self._topology(),
             git=git_state(self._world.cwd),
@@ -194,7 +191,7 @@ class RunQueue:
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:
         self._world.cells[cell.filename] = cell.execution_count
-        record = self._record(cell)
+        record = self._record(cell, self._phases(cell))
         self._check_size(cell, record.ranks)
         folder = RunFolder(Path(cell.folder))
         reference = len(record.ranks) if cell.elastic else 0

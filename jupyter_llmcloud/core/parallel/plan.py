@@ -8,7 +8,6 @@ dimension of the mesh fastest, so that ranks which talk most are neighbours.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +174,8 @@ def parse_plan(text: str) -> ParallelPlan:
     kind, colon, sizes = head.partition(":")
     kind = kind.lower()
     if kind not in _SETTINGS:
+        import difflib  # what every process holds is small
+
         close = difflib.get_close_matches(kind, list(_SETTINGS), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"--plan {text!r}: there is no plan {kind!r}. Choose one of {_USAGE}.{hint}")

@@ -185,7 +185,7 @@ class HangRule:
         item = self._ranks[rank]
         item.ended = True
         if groups:
-            item.sample = replace(item.sample, groups=groups, op="")
+            item.sample = Sample(**{**vars(item.sample), "groups": groups, "op": ""})
 
     def silent(self, now: float) -> list[int]:
         """Ranks that should have said something by now."""

@@ -350,6 +350,8 @@ class RunLifecycle:
 
     def _next_rung(self) -> tuple[Rung, float] | None:
         """The next rung and when it is due, while nothing changes."""
+        if not self.is_ending:
+            return None
         due: dict[Rung, float] = {}
         if self.stop_requested:
             due = {

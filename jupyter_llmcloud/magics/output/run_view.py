@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -59,6 +60,11 @@ class NotebookOutput:
         clear_output(wait=wait)
 
 
+def _where_all_is(run_id: str, name: str) -> str:
+    path = log_text.path(RunStore().folder(run_id))
+    return f"%runs logs {name} · {shown(str(path))}"
+
+
 class RunDisplay:
     """Fed with records and states in any order of ranks; shows each (journal, rank, seq) once.
 
@@ -86,7 +92,7 @@ class RunDisplay:
         self.live = live or LiveView(run_id, name, (), stop, started=since, front_end=front_end)
         self.live.begin(list(ranks), stop)
         hold_s = HOLD_S if since is None else READ_HOLD_S
-        self.folder = OutputFolder(ranks, hold_s, name=name, where=self._where_all_is)
+        self.folder = OutputFolder(ranks, hold_s, name=name, where=functools.partial(_where_all_is, run_id, name))
         self._is_watched = is_watched()
         self.folder.shows_passing = self._is_watched and not has_live
         self._cell = NotebookOutput()
@@ -107,10 +113,6 @@ class RunDisplay:
         self._has_log_text = False
         if self.live.is_placed:
             self._page.add_view()
-
-    def _where_all_is(self) -> str:
-        path = log_text.path(RunStore().folder(self.run_id))
-        return f"%runs logs {self.name} · {shown(str(path))}"
 
     def _clock(self) -> float:
         """Never backwards, though clocks of hosts differ and records of the past come with their own time."""

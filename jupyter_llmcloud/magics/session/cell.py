@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ _TOGETHER = {
     *("DistributedDataParallel", "DDP", "FullyShardedDataParallel", "FSDP", "fully_shard", "init_device_mesh"),
     *("train", "fit", "evaluate", "predict", "backward", "save_state", "load_state", "notebook_launcher"),
 }
+_DEFINES = re.compile(r"\b(?:import|def|class)\b")
 _DYNAMIC = ("run_line_magic", "run_cell_magic", "exec", "eval", "globals", "locals")
 
 
@@ -113,6 +115,8 @@ def definitions_of(code: str) -> str:
     Only those that need nothing when they are defined but what stands among them, and whose name the cell binds once:
     a new rank has what the others have.
     """
+    if not _DEFINES.search(code):  # most short cells
+        return ""
     try:
         tree = ast.parse(code)
     except SyntaxError:  # a magic

@@ -311,18 +311,19 @@ class WorldClient:
         return ended
 
     def _hear(self, run_id: str, view: RunDisplay, stop: StopSignal) -> RunEnded:
+        channel = self.channel
         while True:
-            message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
+            message = channel.receive(0 if channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
             if stop.is_leaving:
                 raise KernelShutdown
             if stop.presses > stop.passed_on:
                 stop.drain()
                 for _ in range(stop.presses - stop.passed_on):
-                    stop.requests.add(self.channel.send(StopRun(run_id=run_id)))
+                    stop.requests.add(channel.send(StopRun(run_id=run_id)))
                     stop.passed_on += 1
                 view.stopping()
             ended = self._take(message, run_id, view, stop)
-            if ended is not None or not self.channel.has_more:
+            if ended is not None or not channel.has_more:
                 view.tick()
             if ended is not None:
                 return ended

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch.distributed as dist
 from torch._C import _distributed_c10d as recorder
 from torch.distributed import distributed_c10d as c10d
@@ -93,7 +94,7 @@ class Collectives:
         """By name of a living group: its ranks, collectives begun, collectives finished."""
         found: dict[str, GroupRow] = {}
         for backend, read in list(self._readers.items()):
-            status = json.loads(read(includeCollectives=False)).get("pg_status", {})
+            status = msgspec.json.decode(read(includeCollectives=False)).get("pg_status", {})
             for number, row in status.items():
                 refer, ranks = self._groups.get((backend, number), (_no_group, []))
                 group = refer()
@@ -124,7 +125,8 @@ def _is_done(read: Callable[..., bytes], number: str, first: int, last: int) -> 
 
 def as_sent(groups: dict[str, GroupRow]) -> dict[str, GroupRow]:
     """As a message has them: no ranks for all of the world, or each of a thousand ranks would name a thousand."""
-    everyone = dist.get_world_size() if dist.is_initialized() else 0
+    world = c10d.GroupMember.WORLD
+    everyone = world.size() if world is not None else 0
     return {name: [[] if len(ranks) == everyone else ranks, *counts] for name, (ranks, *counts) in groups.items()}
 
 

@@ -6,6 +6,7 @@ rank the process goes on: what such state would decide in the next cell is taken
 
 from __future__ import annotations
 
+import _signal
 import gc
 import os
 import signal
@@ -40,7 +41,7 @@ class LibraryState:
         """Look at it from now on, and take it as it is as the state that each cell begins with."""
         self._environment.install()
         self._accumulation.install()
-        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._handlers = {int(number): _signal.getsignal(number) for number in _SIGNALS}
 
     def take_back(self) -> None:
         """A cell has ended, in whatever way."""
@@ -49,8 +50,9 @@ class LibraryState:
         for timer in _TIMERS:  # before the handlers: an alarm without its handler would end the process
             signal.setitimer(timer, 0)
         for number, handler in self._handlers.items():
-            if handler is not None and signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
+            # Not by the module for people, whose names for numbers would take a tenth of the time of a short cell.
+            if handler is not None and _signal.getsignal(number) is not handler:
+                _signal.signal(number, handler)
 
 
 class LibraryEnvironment:

@@ -53,7 +53,7 @@ class CellContext:
         self._namespace, self._given = namespace, given
         if run_id == self._run_id:
             self._forget_last_attempt()
-        known = [value for value in namespace.values() if _is_accelerator(value)]
+        known = _accelerators_in(namespace.values())
         self._known = [weakref.ref(value) for value in known]
         if run_id != self._run_id:
             self._run_id, self._before = run_id, set(namespace)
@@ -161,8 +161,8 @@ class CellContext:
         made = [item for ref in self._accelerators_made if (item := ref()) is not None and id(item) not in left_out]
         if made:
             return {str(number): item for number, item in enumerate(made)}
-        known = {name: value for name, value in self._namespace.items() if _is_accelerator(value)}
-        return {name: value for name, value in known.items() if self._trains_with(value)}
+        known = {id(value) for value in _accelerators_in(self._namespace.values()) if self._trains_with(value)}
+        return {name: value for name, value in self._namespace.items() if id(value) in known}
 
     def prepared(self) -> list[weakref.ref[Any]]:
         """The Accelerators that the cell may train with, and what they have prepared."""
@@ -179,6 +179,7 @@ class CellContext:
         return {name: item for name in names if (item := made.get(name) or self._namespace.get(name)) is not None}
 
 
-def _is_accelerator(value: Any) -> bool:
+def _accelerators_in(values: Iterable[Any]) -> list[Any]:
     accelerate = sys.modules.get("accelerate")
-    return accelerate is not None and isinstance(value, accelerate.Accelerator)
+    kind = accelerate.Accelerator if accelerate is not None else ()
+    return [value for value in values if isinstance(value, kind)]
