@@ -22,6 +22,7 @@ import cloudpickle
 import psutil
 import pytest
 
+from jupyter_llmcloud.core.run.lifecycle import Ladder
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
@@ -235,6 +236,7 @@ class Running:
             other.request(StopRun(run_id=self.run_id))
             with contextlib.suppress(NotFound):  # ended by an earlier press
                 for _ in range(presses - 1):
+                    time.sleep(Ladder().again_s)  # sooner they would be the same press
                     other.request(StopRun(run_id=self.run_id))
         return self
 
