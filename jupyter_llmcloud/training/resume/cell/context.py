@@ -171,4 +171,4 @@ class CellContext:
 
 def _is_accelerator(value: Any) -> bool:
     accelerate = sys.modules.get("accelerate")
-    return accelerate is not None and isinstance(value, accelerate.Accelerator)
+    return accelerate is not None and issubclass(type(value), accelerate.Accelerator)
