@@ -514,7 +514,7 @@ def test_variables_that_let_nobody_look_at_them_stand_in_the_way_of_no_cell(worl
     assert {"token", "shy", "proxy"} <= names
     world.push(kept=3)
     assert world.pull("kept") == 3
-    trained = world.ok(
+    trained = world.ok(  # a checkpoint is refused for them, aloud; the training goes on
         """
         model = torch.nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -525,5 +525,5 @@ def test_variables_that_let_nobody_look_at_them_stand_in_the_way_of_no_cell(worl
         checkpoint_every=2,
         save=["model"],
     )
-    assert list((trained.folder.path / "checkpoints").glob("step-*"))
+    assert (trained.folder.path / "model").exists()
     world.ok("del token, shy, proxy")
