@@ -24,6 +24,7 @@ MAX_WAITING = 4 << 10  # characters that may wait for the end of their line
 MAX_BETWEEN = 32 << 10  # characters that threads write between two cells; of more the newest are kept
 MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
 _MAX_INT, _MIN_INT = (1 << 64) - 1, -(1 << 63)  # that a message carries
+_ENCODE = msgspec.msgpack.Encoder().encode
 _EXACT = 1 << 53  # up to here a float is the whole number that it was
 
 
@@ -40,7 +41,6 @@ class OutputSender:
         self.forked = False  # in a child of the rank, which has neither the threads nor the right to the socket
         self._sock = sock
         self._ring = ring
-        self._encode = msgspec.msgpack.Encoder().encode
         self._lock = threading.RLock()
         self._sent = threading.Condition(self._lock)
         self._logs: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ class OutputSender:
         """A record of kind "values" (step, {name: float}, optimizer steps) or "progress" (done, total, desc)."""
         if self.forked or self.muted:
             return
-        self._ring.write(self._encode((kind, time.time(), first, second, third)))
+        self._ring.write(_ENCODE((kind, time.time(), first, second, third)))
         if not self._has_metrics:
             self._has_metrics = True
             self._wake.set()
