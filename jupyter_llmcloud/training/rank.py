@@ -83,7 +83,7 @@ from jupyter_llmcloud.training.search import trials
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
 from jupyter_llmcloud.training.shell.interrupts import Interrupts
 from jupyter_llmcloud.training.shell.process_state import ProcessState
-from jupyter_llmcloud.training.shell.program_end import PROGRAM_END
+from jupyter_llmcloud.training.shell.program_end import PROGRAM_END, end_fork
 from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
@@ -343,6 +343,7 @@ class Rank:
     # --- a cell ---
 
     def _execute(self, cell: Execute) -> None:
+        self.sender.begin_cell()
         self.steps.begin()
         self.run.begin(cell.run_id, cell.name, cell.folder, len(cell.ranks))
         ended: dict[str, Any] = {}
@@ -359,7 +360,7 @@ class Rank:
                 self.hooks.begin(shell.compile.code)
             for notice in [] if self.checkpoints.replaying else patching.take_notices():
                 self.sender.warning("stderr", notice + "\n")
-            error = trials.unless_pruned(shell.run(cell), cell, shell.user_ns)
+            error = trials.unless_pruned(self._run_cell(cell, shell), cell, shell.user_ns)
             self.checkpoints.end(error, error is not None and self._is_echo(error))
             self.hooks.end()  # what is pulled and saved is as it was written
             FORECAST.close()
@@ -387,6 +388,7 @@ class Rank:
                 **ended,
             )
         )
+        self.sender.end_cell()
         self.checkpoints.close()  # what nobody waits for comes last
         if was_stopped(error):
             self._process.interrupt_children()
@@ -397,6 +399,19 @@ class Rank:
             failure_memory.let_go(error)
         else:
             failure_memory.forget()
+
+    def _run_cell(self, cell: Execute, shell: RankShell) -> BaseException | None:
+        """Its error. A process that the cell has forked, and that comes to the end of the cell, ends there."""
+        error: BaseException | None = None
+        try:
+            error = shell.run(cell)
+        except BaseException as raised:
+            if not self.sender.forked:
+                raise
+            error = raised
+        if self.sender.forked:  # the rank's sockets are its parent's: it must neither tell an end nor take a cell
+            end_fork(error, shell.last_traceback)
+        return error
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from jupyter_llmcloud.errors import UsageError
-from tests.support.worlds import Ranks
+from jupyter_llmcloud.protocol.agent_messages import ListVariables
+from tests.support.worlds import Ranks, until
 from tests.training.test_world_cells import traceback_of
 
 SCRIPT = """
@@ -416,3 +417,113 @@ def test_a_bar_that_a_cell_leaves_open_is_drawn_to_its_end_and_moves_no_bar_of_a
     assert "3/3" in drawn
     assert "\n" not in drawn.rstrip("\n")
     assert "4/4" in world.ok("left.update(1)\nleft.close()").text(0, "stderr")
+
+
+def test_a_process_that_a_cell_forks_and_does_not_end_is_no_second_rank(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import os
+        pid = os.fork()
+        if pid:
+            print("ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        else:
+            print("forked")
+        """
+    )
+    assert [sorted(outcome.text(rank).splitlines()) for rank in (0, 1)] == [["ended with 0", "forked"]] * 2
+    world.ok("import torch.distributed as dist\ndist.barrier()")  # a second process would take what is for the rank
+
+
+@pytest.mark.parametrize(
+    ("left", "status", "said"),
+    [
+        pytest.param("1 / 0", 1, "ZeroDivisionError", id="error"),
+        pytest.param("sys.exit(3)", 3, "", id="status"),
+        pytest.param("sys.exit('why')", 1, "why", id="words"),
+    ],
+)
+def test_how_a_forked_process_leaves_is_nothing_of_its_rank(world: Ranks, left: str, status: int, said: str) -> None:
+    outcome = world.ok(
+        f"import os, sys\nif not (pid := os.fork()): {left}\nos.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])"
+    )
+    assert outcome.results() == [str(status)] * 2
+    assert said in outcome.text(0, "stderr")
+
+
+def test_what_a_thread_prints_between_two_cells_is_shown_by_the_next_one(world: Ranks, tmp_path: Path) -> None:
+    world.ok(
+        f"""
+        import pathlib, threading, time
+        folder = pathlib.Path({str(tmp_path)!r})
+        def work(text):
+            while not (folder / "go").exists(): time.sleep(0.01)
+            print(text)
+            print("end of", len(text))
+            (folder / f"printed-{{len(text)}}").touch()
+        threads = [threading.Thread(target=work, args=(text,), daemon=True) for text in ("tick", "x" * 100_000)]
+        threads[0].start()
+        """,
+        ranks=[0],
+    )
+    (tmp_path / "go").touch()
+    until((tmp_path / "printed-4").exists, "the thread has printed")
+    assert world.ok("print('next')", ranks=[0]).text() == "tick\nend of 4\nnext\n"
+    (tmp_path / "go").unlink()
+    world.ok("threads[1].start()", ranks=[0])
+    (tmp_path / "go").touch()
+    until((tmp_path / "printed-100000").exists, "the other one has printed, held back by nobody")
+    outcome = world.ok("for thread in threads: thread.join()", ranks=[0])
+    assert outcome.text().endswith("x\nend of 100000\n") and len(outcome.text()) < 40_000
+    assert "what threads had written before is left out" in outcome.text(kind="stderr")
+
+
+def test_a_variable_that_warns_whoever_looks_at_it_warns_of_nothing_of_ours(world: Ranks) -> None:
+    world.ok("from torch.distributed import *")  # reduce_op is such a one
+    failed = world.run("own = 1\nown / 0")
+    assert failed.text(kind="stderr") == "", failed.text(kind="stderr")
+    asked = world.ok("isinstance(reduce_op, list)", ranks=[0])
+    assert "FutureWarning" in asked.text(kind="stderr"), "what the cell asks itself is its own affair"
+
+
+SHY = """
+import weakref, torch
+class Shy:
+    @property
+    def __class__(self): raise RuntimeError("outside of its context")
+    def __getattr__(self, name): raise RuntimeError(name)
+    def __eq__(self, other): raise RuntimeError("compared")
+    def __bool__(self): raise RuntimeError("asked")
+    def __len__(self): raise RuntimeError("counted")
+    def __hash__(self): raise RuntimeError("hashed")
+    def __repr__(self): raise RuntimeError("printed")
+class Gone: pass
+gone = Gone()
+token, shy, proxy = Shy(), Shy(), weakref.proxy(gone)
+del gone
+"""
+
+
+def test_variables_that_let_nobody_look_at_them_stand_in_the_way_of_no_cell(world: Ranks) -> None:
+    world.ok(SHY)
+    assert world.ok("print('next')").text(0) == "next\n"
+    failed = world.run("0 / 0")
+    assert failed.error["ename"] == "ZeroDivisionError"
+    assert "shy" in failed.error["locals"], "named, though not readable"
+    listed = world.channel.request(ListVariables(world_id=world.world_id)).ranks[0]
+    names = {row["name"] for row in listed["variables"]}
+    assert {"token", "shy", "proxy"} <= names
+    world.push(kept=3)
+    assert world.pull("kept") == 3
+    trained = world.ok(  # a checkpoint is refused for them, aloud; the training goes on
+        """
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(4):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        """,
+        checkpoint_every=2,
+        save=["model"],
+    )
+    assert (trained.folder.path / "model").exists()
+    world.ok("del token, shy, proxy")

@@ -37,7 +37,7 @@ _NATIVE_END = {
     ),
 }
 _GO_ON = "Look at the worker's host; with --max-restarts K a run goes on elsewhere from its last checkpoint."
-_READ_LOG = "Read the last lines of its log (%runs log NAME --rank N): the stack of the crash stands there."
+_READ_LOG = "Read the last lines of its log (%runs logs NAME --rank N): the stack of the crash stands there."
 
 
 _ARGUMENTS = Meaning(

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -21,8 +22,10 @@ from jupyter_llmcloud.system.shared_ring import RingWriter
 BATCH_S = 0.03  # a reader's eye does not see less
 MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is held back by a slow reader
 MAX_WAITING = 4 << 10  # characters that may wait for the end of their line
+MAX_BETWEEN = 32 << 10  # characters that threads write between two cells; of more the newest are kept
 MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
 _MAX_INT, _MIN_INT = (1 << 64) - 1, -(1 << 63)  # that a message carries
+_ENCODE = msgspec.msgpack.Encoder().encode
 _EXACT = 1 << 53  # up to here a float is the whole number that it was
 
 
@@ -39,10 +42,10 @@ class OutputSender:
         self.forked = False  # in a child of the rank, which has neither the threads nor the right to the socket
         self._sock = sock
         self._ring = ring
-        self._encode = msgspec.msgpack.Encoder().encode
         self._lock = threading.RLock()
         self._sent = threading.Condition(self._lock)
         self._logs: list[dict[str, Any]] = []
+        self._between: OutputBetween | None = None
         self._has_metrics = False
         self._size = 0
         self._wake = threading.Event()
@@ -61,10 +64,31 @@ class OutputSender:
 
     def text(self, kind: str, text: str) -> None:
         """Text written to stdout or stderr; what is long leaves in pieces, which every reader can take at once."""
-        if self.muted:
+        if self.muted or self._keeps_for_later(kind, text):
             return
         for start in range(0, len(text), MAX_PENDING):
             self._add(kind, text[start : start + MAX_PENDING])
+
+    def end_cell(self) -> None:
+        """What threads of the cell write from now on is that of the next one: no run is there to be shown it."""
+        self._between = OutputBetween()
+
+    def begin_cell(self) -> None:
+        """A run is there again."""
+        with self._lock:
+            between, self._between = self._between, None
+            for kind, text in between.taken() if between is not None else ():
+                self.text(kind, text)
+
+    def _keeps_for_later(self, kind: str, text: str) -> bool:
+        """Of threads that a cell has left running alone: what is done for the world between two cells is no output."""
+        if self._between is None or threading.current_thread() is threading.main_thread():
+            return False
+        with self._lock:
+            if self._between is None:
+                return False
+            self._between.add(kind, text)
+            return True
 
     def _add(self, kind: str, text: str) -> None:
         with self._lock:
@@ -105,7 +129,7 @@ class OutputSender:
         """A record of kind "values" (step, {name: float}, optimizer steps) or "progress" (done, total, desc)."""
         if self.forked or self.muted:
             return
-        self._ring.write(self._encode((kind, time.time(), first, second, third)))
+        self._ring.write(_ENCODE((kind, time.time(), first, second, third)))
         if not self._has_metrics:
             self._has_metrics = True
             self._wake.set()
@@ -152,6 +176,31 @@ def _as_json(value: Any) -> Any:
         return msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)
     except TypeError:  # also of the keys None, True and False, which JSON has as texts
         return json.loads(json.dumps(value, default=lambda other: msgspec.to_builtins(other, enc_hook=_plain)))
+
+
+class OutputBetween:
+    """What threads write while no cell is executed: the newest of it."""
+
+    def __init__(self) -> None:
+        self._texts: deque[tuple[str, str]] = deque()
+        self._size = 0
+        self._is_whole = True
+
+    def add(self, kind: str, text: str) -> None:
+        """Of a stream."""
+        self._texts.append((kind, text))
+        self._size += len(text)
+        while (excess := self._size - MAX_BETWEEN) > 0:
+            first, oldest = self._texts.popleft()
+            if len(oldest) > excess:
+                self._texts.appendleft((first, oldest[excess:]))
+            self._size -= min(excess, len(oldest))
+            self._is_whole = False
+
+    def taken(self) -> list[tuple[str, str]]:
+        """All of it, by stream, in its order; says where some is missing."""
+        missing = [] if self._is_whole else [("stderr", "… what threads had written before is left out.\n")]
+        return [*missing, *self._texts]
 
 
 def _plain(value: Any) -> Any:

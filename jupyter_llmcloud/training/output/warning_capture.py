@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from typing import Any, TextIO
 
+import jupyter_llmcloud
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import OutputSender, RankStream
+
+_OUR_FILES = os.path.join(os.path.dirname(jupyter_llmcloud.__file__), "")
 
 
 def install(sender: OutputSender) -> None:
@@ -29,12 +33,24 @@ def _showwarning(original: Any, sender: OutputSender) -> Any:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        if _is_about_us(category, filename):
+            return
         if file is not None or sender.forked:
             original(message, category, filename, lineno, file, line)
         else:
             sender.warning("stderr", warnings.formatwarning(message, category, filename, lineno, line))
 
     return showwarning
+
+
+def _is_about_us(category: type[Warning], filename: str) -> bool:
+    """Whether it tells who wrote the code that something will change, and that code is ours.
+
+    We look at every variable of a cell, among them names such as `torch.distributed.reduce_op` (by `import *`) that
+    warn whoever asks what they are.
+    """
+    is_for_authors = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+    return is_for_authors and filename.startswith(_OUR_FILES)
 
 
 def _emit(original: Any, sender: OutputSender) -> Any:

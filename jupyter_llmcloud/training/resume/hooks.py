@@ -85,7 +85,7 @@ def _follow_passes(cursor: ReplayCursor) -> None:
     def make_iter(original: Any) -> Any:
         def __iter__(self: Any) -> Iterator[Any]:
             if inner.is_drawing:
-                return inner.advanced(self, original(self))
+                return inner.iterator_of(self, original)
             if not cursor.follows:
                 return original(self)
             return TrackedIterator(cursor, LoaderSource(self, original, inner))

@@ -1,7 +1,8 @@
 """The variables of the notebook line that failed, as short texts that can be stored: bounded, and without secrets.
 
 No code of the values is run but that of built-in types: a `__repr__` may take minutes, start a collective or tell a
-password.
+password. Hence what a value is is asked of its type: `isinstance` asks its `__class__`, too, and a weak proxy whose
+object has gone, or a proxy outside of its context, raises there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def of_failure(
     values = {
         name: value
         for name, value in frame.f_locals.items()
-        if not name.startswith("_") and name not in given and not isinstance(value, _SETTLED)
+        if not name.startswith("_") and name not in given and not issubclass(type(value), _SETTLED)
     }
     used = set(frame.f_code.co_names) | set(frame.f_code.co_varnames)
     names = sorted(values, key=lambda name: name not in used)[:MAX_NAMES]  # sorted() keeps the order within the two
@@ -64,7 +65,11 @@ def of_failure(
 
 def named(name: str, value: Any) -> str:
     """The text of a variable; masked when its name speaks of a secret."""
-    if _is_secret(name, value):
+    try:
+        is_secret = _is_secret(name, value)
+    except Exception:  # of a mapping of the user's own
+        is_secret = True
+    if is_secret:
         return _MASK
     text = short(value)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
@@ -74,9 +79,9 @@ def _is_secret(name: str, value: Any) -> bool:
     """Numbers are none, whatever they are called: token_ids, num_key_value_heads."""
     if not _SECRET.search(name):
         return False
-    if isinstance(value, Mapping | list | tuple | set):
-        return any(_is_secret(name, item) for item in (value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str | bytes)
+    if issubclass(type(value), Mapping | list | tuple | set):
+        return any(_is_secret(name, item) for item in (value.values() if issubclass(type(value), Mapping) else value))
+    return issubclass(type(value), str | bytes)
 
 
 def short(value: Any, depth: int = 0) -> str:
@@ -89,17 +94,17 @@ def short(value: Any, depth: int = 0) -> str:
 
 def _short(value: Any, depth: int) -> str:
     kind = type(value)
-    if isinstance(value, torch.Tensor):
+    if issubclass(type(value), torch.Tensor):
         return _tensor(value)
-    if isinstance(value, torch.nn.Module):
+    if issubclass(type(value), torch.nn.Module):
         return f"{kind.__name__} with {sum(parameter.numel() for parameter in value.parameters()):,} parameters"
     if kind in _PLAIN or kind in (datetime.datetime, datetime.date):
         return repr(value)
     if kind in (str, bytes):
         return _text(value)
-    if isinstance(value, pathlib.PurePath):
+    if issubclass(type(value), pathlib.PurePath):
         return f"{kind.__name__}({_text(str(value))})"
-    if isinstance(value, enum.Enum):
+    if issubclass(type(value), enum.Enum):
         return f"{kind.__name__}.{value.name}"
     if shape := getattr(value, "shape", None):
         return f"{kind.__name__}{tuple(shape)} {getattr(value, 'dtype', '')}".rstrip()
@@ -117,7 +122,7 @@ def _text(value: str | bytes) -> str:
 
 def holds_secret(value: Any) -> bool:
     """Whether this is a text with a secret of the environment in it, which the cell finds there again."""
-    return isinstance(value, str) and any(secret in value for secret in _secrets_of_environment())
+    return issubclass(type(value), str) and any(secret in value for secret in _secrets_of_environment())
 
 
 def _secrets_of_environment() -> list[str]:
@@ -142,7 +147,7 @@ def _container(value: Any, kind: type, depth: int) -> str:
     if kind in (list, tuple, set, frozenset):
         items = [short(item, depth + 1) for item, _ in zip(value, range(0 if deep else MAX_ITEMS), strict=False)]
         return f"{kind.__name__} of {len(value)}" + (f": {', '.join(items)}" if items else "")
-    if isinstance(value, Mapping):
+    if issubclass(type(value), Mapping):
         rows = [] if deep else _pairs(value.items(), depth)
         return f"{kind.__name__} of {len(value)}" + (f": {', '.join(rows)}" if rows else "")
     attributes = [] if deep else _pairs(getattr(value, "__dict__", {}).items(), depth)
@@ -152,6 +157,6 @@ def _container(value: Any, kind: type, depth: int) -> str:
 def _pairs(items: Any, depth: int) -> list[str]:
     rows = []
     for (key, value), _ in zip(items, range(MAX_ITEMS), strict=False):
-        name = key if isinstance(key, str) else short(key, depth + 1)
+        name = key if issubclass(type(key), str) else short(key, depth + 1)
         rows.append(f"{name[:40]}={_MASK if _is_secret(name, value) else short(value, depth + 1)}")
     return rows

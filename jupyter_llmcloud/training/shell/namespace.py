@@ -25,7 +25,7 @@ def rows(namespace: Mapping[str, Any], initial_names: Collection[str]) -> list[d
     own = [
         (name, value)
         for name, value in list(namespace.items())
-        if not name.startswith("_") and name not in initial_names and not isinstance(value, _NO_VARIABLES)
+        if not name.startswith("_") and name not in initial_names and not issubclass(type(value), _NO_VARIABLES)
     ]
     found = [_row(name, value) for name, value in own]
     return sorted(found, key=lambda row: (-(row["num_bytes"] or 0), row["name"]))[:MAX_VARIABLES]
@@ -47,7 +47,7 @@ def rebound(given: Mapping[str, Any], before: Mapping[str, Any], namespace: Mapp
     for name, value in numbers(namespace).items():
         if value is before.get(name):
             continue
-        if name == RUN and before.get(name) is given.get(name) and isinstance(value, types.FunctionType | type):
+        if name == RUN and before.get(name) is given.get(name) and issubclass(type(value), types.FunctionType | type):
             told.append(
                 "run is a function of this cell in later cells, too, so that run.log(...) is not there. `del run` "
                 "brings it back; `from jupyter_llmcloud import run` gives it another place.\n"
@@ -61,7 +61,7 @@ def rebound(given: Mapping[str, Any], before: Mapping[str, Any], namespace: Mapp
 
 
 def _row(name: str, value: Any) -> dict[str, Any]:
-    text = _tensor(value) if isinstance(value, torch.Tensor) else _plain(name, value)
+    text = _tensor(value) if issubclass(type(value), torch.Tensor) else _plain(name, value)
     about = {"name": name, "type": type(value).__name__, "role": role_of(value)}
     return {**about, "text": text, "num_bytes": _num_bytes(value)}
 
@@ -71,19 +71,19 @@ def _tensor(value: torch.Tensor) -> str:
 
 
 def _plain(name: str, value: Any) -> str:
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+    if issubclass(type(value), types.FunctionType | types.BuiltinFunctionType | type):
         return ""
     return named(name, value)
 
 
 def _num_bytes(value: Any) -> int | None:
     try:
-        if isinstance(value, torch.Tensor):
+        if issubclass(type(value), torch.Tensor):
             return _tensor_bytes(value)
-        if isinstance(value, torch.nn.Module):
+        if issubclass(type(value), torch.nn.Module):
             held = [*value.parameters(), *value.buffers()]
             return sum(_tensor_bytes(tensor) for tensor in held)
-        if isinstance(value, torch.optim.Optimizer):
+        if issubclass(type(value), torch.optim.Optimizer):
             states = [state for state in list(value.state.values()) if isinstance(state, dict)]
             return sum(_tensor_bytes(t) for state in states for t in state.values() if isinstance(t, torch.Tensor))
     except (RuntimeError, AttributeError, NotImplementedError):  # changed by the other thread meanwhile, or meta

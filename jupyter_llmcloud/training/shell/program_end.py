@@ -12,11 +12,12 @@ import contextlib
 import gc
 import io
 import multiprocessing
+import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 from jupyter_llmcloud.training import patches
 
@@ -115,6 +116,18 @@ def _flush_files() -> None:
         if issubclass(type(found), io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
             with contextlib.suppress(Exception):  # closed, detached, or its disk is full
                 found.flush()
+
+
+def end_fork(error: BaseException | None, drawn: Iterable[str]) -> NoReturn:
+    """End this process, a fork that a cell has made, as Python ends a program that `error`, if any, has left."""
+    is_exit = isinstance(error, SystemExit)
+    code = error.code if isinstance(error, SystemExit) else int(error is not None)
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+    elif error is not None and not is_exit:
+        print(*drawn, sep="\n", file=sys.stderr)
+    _flush_files()
+    os._exit((code or 0) & 0xFF if isinstance(code, int | None) else 1)
 
 
 PROGRAM_END = ProgramEnd()

@@ -168,6 +168,45 @@ tell(trainer.model, samples, turn, [clean(logs) for logs in trainer.state.log_hi
         assert all(same(*pair) for pair in zip(results(fresh), results(world), strict=True))
 
 
+PERSISTENT = """
+class Still(Dataset):
+    def __init__(self): self.x, self.y = torch.randn(96, 8), torch.randn(96, 1)
+    def __len__(self): return 96
+    def __getitem__(self, i): return i, self.x[i], self.y[i]
+
+model, data = net(), Still()
+options = dict(num_workers=1, persistent_workers=True, generator=GENERATOR)
+held_out = DataLoader(data, batch_size=48, shuffle=True, num_workers=1, persistent_workers=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+accelerator = Accelerator()
+loader = DataLoader(data, batch_size=BATCH, shuffle=True, **options)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+samples, turn, held = [], 0, []
+for epoch in range(4):
+    for i, x, y in loader:
+        loss = nn.functional.mse_loss(model(x), y)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        samples.append(i.tolist())
+        turn += 1
+        perhaps_die(turn)
+    held.append([i.tolist() for i, _, _ in held_out])
+tell(accelerator.unwrap_model(model), samples, held)
+"""
+
+
+@pytest.mark.parametrize("generator", ["None", "torch.Generator().manual_seed(3)"], ids=["global", "own"])
+def test_workers_that_stay_are_started_anew_without_drawing_what_the_order_of_rows_is_drawn_from(
+    world: Ranks, fresh: Ranks, generator: str
+) -> None:
+    code = PERSISTENT.replace("GENERATOR", generator)
+    outcome = world.ok(cell(code, 21), **RESUMABLE)
+    assert step_of(outcome) > 12, "in a later epoch than the first"
+    fresh.ok(cell(code))
+    assert all(same(*pair) for pair in zip(results(fresh), results(world), strict=True))
+
+
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ def role_of(value: Any) -> str:
     Told by its class alone: nothing that the value has written itself is run, and no library is imported for it.
     """
     kind = type(value)
-    if isinstance(value, type):
+    if issubclass(type(value), type):
         return ""
     if any((base.__module__, base.__name__) == ("torch.nn.modules.module", "Module") for base in kind.__mro__):
         return MODEL

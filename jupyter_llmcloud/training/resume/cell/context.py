@@ -182,4 +182,4 @@ class CellContext:
 def _accelerators_in(values: Iterable[Any]) -> list[Any]:
     accelerate = sys.modules.get("accelerate")
     kind = accelerate.Accelerator if accelerate is not None else ()
-    return [value for value in values if isinstance(value, kind)]
+    return [value for value in values if issubclass(type(value), kind)]

@@ -147,6 +147,8 @@ class TrackedIterator:
         self._cursor.begin(self)
         self.start = self.state()
         plan, number = self._cursor.plan(self)
+        if self.ordinal > 0:
+            self._source.follows_passes()
         if plan == "nothing":
             self.ended = True
         elif plan == "stand in":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -21,10 +24,13 @@ class InnerIterators:
     def __init__(self) -> None:
         self._drawing: list[None] = []  # one for each draw; lists are changed whole, also where threads draw
         self._advance: tuple[Any, int, dict[str, Any] | None] | None = None
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders that have made an iterator in this process
+        self._with_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # which they would have by now
 
     def clear(self) -> None:
         """A new cell."""
         self._advance = None
+        self._with_workers.clear()
 
     def __enter__(self) -> None:
         self._drawing.append(None)
@@ -41,8 +47,25 @@ class InnerIterators:
         """The next iterator of this (inner) loader passes over `number` batches without reading them."""
         self._advance = (loader, number, rng)
 
-    def advanced(self, loader: Any, iterator: Any) -> Any:
-        """The iterator of a loader that has just been made, advanced if that was asked for."""
+    def follows_passes(self, loader: Any) -> None:
+        """The next iterator of this (inner) loader is not its first; on the way back earlier ones were not made."""
+        if loader not in self._made:
+            self._with_workers.add(loader)
+
+    def iterator_of(self, loader: Any, original: Callable[[Any], Iterator[Any]]) -> Any:
+        """What `original` makes for a loader, advanced if that was asked for.
+
+        Workers that stay were seeded by the first pass. Where they are started for a later one, the number for that is
+        drawn from a copy: the order of the rows, and all that is drawn from here on, would be another.
+        """
+        is_late = loader in self._with_workers and bool(getattr(loader, "persistent_workers", False))
+        with _drawing_from_a_copy(loader) if is_late else contextlib.nullcontext():
+            iterator = original(loader)
+        self._made.add(loader)
+        self._with_workers.discard(loader)
+        return self._advanced(loader, iterator)
+
+    def _advanced(self, loader: Any, iterator: Any) -> Any:
         if self._advance is None or self._advance[0] is not loader:
             return iterator
         _, number, rng = self._advance
@@ -50,6 +73,18 @@ class InnerIterators:
         for _ in range(number):
             next(iterator._sampler_iter)
         return AdvancedBase(iterator, rng) if rng is not None else iterator
+
+
+@contextlib.contextmanager
+def _drawing_from_a_copy(loader: Any) -> Iterator[None]:
+    own = loader.generator
+    copy = torch.Generator("cpu" if own is None else own.device)
+    copy.set_state(torch.get_rng_state() if own is None else own.get_state())
+    loader.generator = copy
+    try:
+        yield
+    finally:
+        loader.generator = own
 
 
 class AdvancedBase:
@@ -85,10 +120,14 @@ class LoaderSource:
         """Whether there is something to draw from."""
         return self._iterator is not None
 
+    def follows_passes(self) -> None:
+        """It is opened for a pass that is not the loader's first."""
+        self._inner.follows_passes(getattr(self.loader, "base_dataloader", self.loader))
+
     def open(self) -> None:
         """Begin with the first batch."""
         with self._inner:
-            self._iterator = iter(self._inner.advanced(self.loader, self._original(self.loader)))
+            self._iterator = iter(self._inner.iterator_of(self.loader, self._original))
 
     def open_after(self, number: int, rng_of_last_call: dict[str, Any] | None) -> int:
         """Begin when `number` batches are used; returns how many of these are still to be drawn, and thrown away.
@@ -129,6 +168,9 @@ class LoaderSource:
 
 class StepSource(LoaderSource):
     """The numbers of the steps of `run.steps(total)`."""
+
+    def follows_passes(self) -> None:
+        """They have no workers."""
 
     def __init__(self, total: int, inner: InnerIterators) -> None:
         super().__init__(range(total), iter, inner)
