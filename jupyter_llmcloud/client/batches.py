@@ -52,8 +52,8 @@ def as_body(number: int, item: Any, column: str | None, params: Mapping[str, Any
             if field in value:
                 return route, {field: value[field], **params}
     raise UsageError(
-        f"input {number} is {value!r:.80}: it must be a text, a list of messages, or hold one as `prompt`, `messages` or in "
-        "the column that column= names."
+        f"input {number} is {value!r:.80}: it must be a text, a list of messages, or hold one as `prompt`, `messages` "
+        "or in the column that column= names."
     )
 
 

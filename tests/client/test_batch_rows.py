@@ -83,5 +83,5 @@ def test_an_input_that_is_no_json_is_refused_by_its_number() -> None:
 def test_an_input_that_is_none_is_named_by_its_number() -> None:
     with pytest.raises(UsageError, match="input 1 is nan: it must be a text"):
         asked(pandas.Series(["a", None]))
-    with pytest.raises(UsageError, match="input 1 has no column 'text'. It has body"):
+    with pytest.raises(UsageError, match=r"input 1 has no column 'text'\. It has body"):
         asked([{"text": "a"}, {"body": "b"}], "text")

@@ -99,7 +99,7 @@ def split(outputs: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def as_tensors(value: Any) -> dict[str, Tensor]:
-    """What a user's code returned, as outputs by name: a mapping, the columns of a table, or one that is called "output".
+    """What a user's code returned, as outputs by name: a mapping, a table's columns, or one that is called "output".
 
     Raises TypeError.
     """
