@@ -14,10 +14,13 @@ import functools
 import io
 import itertools
 import multiprocessing as mp
+import os
 import pathlib
 import random
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 import types
 import weakref
@@ -39,6 +42,7 @@ from transformers import BatchEncoding
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
 from jupyter_llmcloud.training.object_graph.restore import NotSaved
+from tests.support.leaks import REPOSITORY
 from tests.support.object_graphs import Names, put, resumed, saved_by
 
 
@@ -328,6 +332,55 @@ def test_a_variable_that_is_bound_anew_has_its_new_value(name: str) -> None:
     assert type(restored["value"]) is type(second)
     assert restored["value"] == second or name == "a method of a list"
     assert repr(restored["value"]) == repr(second) or name == "a method of a list"
+
+
+HASHED = """
+import io, pathlib, sys, torch
+from jupyter_llmcloud.training.checkpoint.serialization import load
+from tests.support.object_graphs import put, saved_by
+
+def train(names):
+    names["seen"][pathlib.Path("b")] = 1  # which asks it for its hash
+
+make = lambda: {"seen": {}}
+file = pathlib.Path(sys.argv[1])
+if not file.exists():
+    torch.save(saved_by(make, train)[0], file)
+else:
+    print(put(load(file), make())["seen"].get(pathlib.Path("b")), end="")
+"""
+
+
+def test_a_path_has_the_hash_of_the_process_that_it_comes_back_to(tmp_path: pathlib.Path) -> None:
+    def under(seed: str) -> str:
+        command = [sys.executable, "-c", HASHED, str(tmp_path / "saved.pt")]
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        return subprocess.run(command, cwd=REPOSITORY, env=env, check=True, capture_output=True, text=True).stdout
+
+    under("1")
+    assert under("2") == "1"
+
+
+class Base:
+    __slots__ = ("hidden", "kept")
+
+
+class Heir(Base):
+    """Has a property where the class above it has a slot, as pathlib's classes do."""
+
+    __slots__ = ()
+
+    @property
+    def hidden(self) -> str:  # type: ignore[override]
+        return "hidden"
+
+
+def test_a_property_in_the_place_of_a_slot_is_no_attribute_that_is_taken_away() -> None:
+    def train(names: Names) -> None:
+        names["value"].kept = 2
+
+    restored, _ = resumed(lambda: {"value": Heir()}, train)
+    assert restored["value"].kept == 2
 
 
 def test_objects_are_filled_in_place_so_that_everything_that_knows_them_sees_it() -> None:

@@ -8,6 +8,7 @@ when it is known to construct and do nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Iterable
@@ -131,8 +132,9 @@ def set_attributes(value: Any, names: list[str], items: list[Any]) -> None:
     for name in [name for name in mine if isinstance(name, str) and name not in names and not is_hidden(value, name)]:
         del mine[name]
     for name, slot in known.items():
-        if name not in names and hasattr(value, name):
-            slot.__delete__(value)
+        if name not in names:
+            with contextlib.suppress(AttributeError):  # not `hasattr`: a property of an heir may hide an empty slot
+                slot.__delete__(value)
     for name, item in zip(names, items, strict=True):
         if name in known:
             known[name].__set__(value, item)

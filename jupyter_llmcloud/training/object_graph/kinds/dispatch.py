@@ -232,6 +232,8 @@ def _kind_of_object(value: Any) -> Kind:
         if values.is_missing(value):
             return _MISSING
         return _RESTATED if hasattr(value, "_mgr") else _REDUCED
+    if _is_of(type(value), ("pathlib",)):
+        return _REDUCED  # a path that was asked for its hash keeps it: another process has other hashes
     if instances.has_plain_layout(type(value)):
         return _OBJECT
     return _REDUCED
