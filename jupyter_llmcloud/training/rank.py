@@ -397,6 +397,7 @@ class Rank:
             trials.forget(shell.user_ns, shell.initial_names)
         if error is not None:
             failure_memory.let_go(error)
+            error = None  # this frame is one that the error leads to
         else:
             failure_memory.forget()
 

@@ -7,6 +7,7 @@ wait for a collection that knows nothing of gigabytes: the next cell would not f
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import traceback
@@ -23,6 +24,7 @@ def let_go(error: BaseException) -> None:
     for one in _chain(error):
         traceback.clear_frames(one.__traceback__)
         _forget_copies(one)
+    _clear_callers(error)
     gc.collect()
     give_back_memory()
 
@@ -42,6 +44,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         pending += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
+
+
+def _clear_callers(error: BaseException) -> None:
+    """The shell's own frames, from which the cell was called, hold the error that their callees hold: a circle."""
+    frame = error.__traceback__.tb_frame.f_back if error.__traceback__ is not None else None
+    while frame is not None:
+        with contextlib.suppress(RuntimeError):  # it is being executed
+            frame.clear()
+        frame = frame.f_back
 
 
 def _forget_copies(error: BaseException) -> None:
