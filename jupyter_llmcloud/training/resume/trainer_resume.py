@@ -24,6 +24,7 @@ from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, decode,
 from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition, TrackedIterator
 from jupyter_llmcloud.training.resume.loaders.passes import PassHistory
 from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
+from jupyter_llmcloud.training.resume.loaders.source import InnerIterators
 from jupyter_llmcloud.training.resume.loops.tracking import Loops, TrackedLoop
 
 _TRAIN, _EVALUATE = "Trainer.train", "Trainer.evaluate"  # counted beside the passes over loaders
@@ -69,6 +70,7 @@ class TrainingCursor(Protocol):
     """What a Trainer's training asks and tells the cursor that follows the cell."""
 
     follows: bool
+    inner: InnerIterators
 
     @property
     def replaying(self) -> bool:
@@ -125,6 +127,7 @@ class Trainings:
             "accumulation": trainer.args.gradient_accumulation_steps,
             "num_loaders": training.num_loaders,
             "epoch_loaders": training.epoch_loaders,
+            "has_evaluated": bool(_evaluation_loaders(trainer)),
         }
 
     def _kept(self) -> list[Training]:
@@ -259,6 +262,14 @@ class Trainings:
             self._evaluations.pop(ordinal, None)
         return metrics
 
+    def evaluate_within(self, training: Training, run: Callable[[], Any]) -> Any:
+        """An evaluation that belongs to a training: returns what `run` does."""
+        trainer = training.trainer()
+        if not (training.plan == "lead" and self._saved_training and self._saved_training.get("has_evaluated")):
+            return run()
+        with self._cursor.inner.with_workers(lambda: _evaluation_loaders(trainer)):
+            return run()
+
     def _passed(self, returned: Any) -> ReplayPosition:
         """What a call returned, and what it has left behind."""
         rng = randomness.snapshot()
@@ -279,6 +290,12 @@ def _is_at(training: Training, nest: list[TrackedLoop]) -> bool:
         for now in nest
         if (loop := ref()) is not None
     )
+
+
+def _evaluation_loaders(trainer: Trainer | None) -> list[Any]:
+    """The (inner) loaders that a Trainer keeps for its evaluations, since their workers stay."""
+    kept = getattr(trainer, "_eval_dataloaders", None) or {}
+    return [getattr(loader, "base_dataloader", loader) for loader in kept.values()]
 
 
 def _as_it_is(_: str, tensor: Any) -> Any:
@@ -347,7 +364,9 @@ class _Methods:
         training = self._trainings.of(trainer)
         if training is not None and training.is_led and self._cursor.replaying:
             return {}  # eval_on_start
-        return original(trainer, *args, **kwargs)
+        if training is None:
+            return original(trainer, *args, **kwargs)
+        return self._trainings.evaluate_within(training, lambda: original(trainer, *args, **kwargs))
 
     def evaluate(self, original: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
         """One beside a training is remembered."""

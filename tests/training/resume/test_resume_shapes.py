@@ -207,6 +207,30 @@ def test_workers_that_stay_are_started_anew_without_drawing_what_the_order_of_ro
     assert all(same(*pair) for pair in zip(results(fresh), results(world), strict=True))
 
 
+@pytest.mark.parametrize("evaluation", ["no", "epoch"])
+def test_a_trainers_workers_that_stay_are_started_anew_without_drawing_what_the_order_of_rows_is_drawn_from(
+    world: Ranks, fresh: Ranks, evaluation: str
+) -> None:
+    code = (
+        TRAINER_PARTS
+        + f"""
+class Still(Dataset):
+    def __init__(self): self.x, self.y = torch.randn(96, 8), torch.randn(96, 1)
+    def __len__(self): return 96
+    def __getitem__(self, i): return {{"x": self.x[i], "labels": self.y[i], "i": i}}
+
+Rows = Still
+trainer = make(Net(), 3, 4, eval_strategy="{evaluation}", dataloader_num_workers=1, dataloader_persistent_workers=True)
+trainer.train()
+tell(trainer.model, samples, turn, [clean(logs) for logs in trainer.state.log_history])
+"""
+    )
+    outcome = world.ok(cell(code, 21), **RESUMABLE)
+    assert step_of(outcome) > 12, "in a later epoch than the first"
+    fresh.ok(cell(code))
+    assert all(same(*pair) for pair in zip(results(fresh), results(world), strict=True))
+
+
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 

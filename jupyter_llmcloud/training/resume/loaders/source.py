@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class InnerIterators:
         self._advance: tuple[Any, int, dict[str, Any] | None] | None = None
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders that have made an iterator in this process
         self._with_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # which they would have by now
+        self._others_with_workers: Callable[[], Iterable[Any]] = tuple
 
     def clear(self) -> None:
         """A new cell."""
@@ -49,8 +50,21 @@ class InnerIterators:
 
     def follows_passes(self, loader: Any) -> None:
         """The next iterator of this (inner) loader is not its first; on the way back earlier ones were not made."""
-        if loader not in self._made:
+        if _keeps_workers(loader) and loader not in self._made:
             self._with_workers.add(loader)
+
+    @contextlib.contextmanager
+    def with_workers(self, loaders: Callable[[], Iterable[Any]]) -> Iterator[None]:
+        """Within the block these (inner) loaders would have workers by now, if theirs stay."""
+        self._others_with_workers = loaders
+        try:
+            yield
+        finally:
+            self._others_with_workers = tuple
+
+    def _would_have_workers(self, loader: Any) -> bool:
+        others = self._others_with_workers()
+        return loader in self._with_workers or (loader not in self._made and any(one is loader for one in others))
 
     def iterator_of(self, loader: Any, original: Callable[[Any], Iterator[Any]]) -> Any:
         """What `original` makes for a loader, advanced if that was asked for.
@@ -58,8 +72,9 @@ class InnerIterators:
         Workers that stay were seeded by the first pass. Where they are started for a later one, the number for that is
         drawn from a copy: the order of the rows, and all that is drawn from here on, would be another.
         """
-        is_late = loader in self._with_workers and bool(getattr(loader, "persistent_workers", False))
-        with _drawing_from_a_copy(loader) if is_late else contextlib.nullcontext():
+        if not _keeps_workers(loader):
+            return self._advanced(loader, original(loader))
+        with _drawing_from_a_copy(loader) if self._would_have_workers(loader) else contextlib.nullcontext():
             iterator = original(loader)
         self._made.add(loader)
         self._with_workers.discard(loader)
@@ -73,6 +88,10 @@ class InnerIterators:
         for _ in range(number):
             next(iterator._sampler_iter)
         return AdvancedBase(iterator, rng) if rng is not None else iterator
+
+
+def _keeps_workers(loader: Any) -> bool:
+    return isinstance(loader, DataLoader) and loader.persistent_workers
 
 
 @contextlib.contextmanager
