@@ -76,7 +76,7 @@ class ReplayCursor:
         self.loaders = LoaderRegistry()
         self.passes = PassHistory()
         self.inner = InnerIterators()
-        self.trainings = Trainings(self, self.loops, self.passes, self.loaders)
+        self.trainings = Trainings(self, self.loops, self.passes, self.loaders, self.inner)
         self.follows = False
         self.filename = ""
         self._target: ReplayTarget | None = None  # until it is reached

@@ -70,7 +70,6 @@ class TrainingCursor(Protocol):
     """What a Trainer's training asks and tells the cursor that follows the cell."""
 
     follows: bool
-    inner: InnerIterators
 
     @property
     def replaying(self) -> bool:
@@ -83,8 +82,16 @@ class TrainingCursor(Protocol):
 class Trainings:
     """The Trainers of the present cell."""
 
-    def __init__(self, cursor: TrainingCursor, loops: Loops, passes: PassHistory, loaders: LoaderRegistry) -> None:
+    def __init__(
+        self,
+        cursor: TrainingCursor,
+        loops: Loops,
+        passes: PassHistory,
+        loaders: LoaderRegistry,
+        inner: InnerIterators,
+    ) -> None:
         self._cursor = cursor
+        self._inner = inner
         self._loops = loops
         self._passes = passes
         self._loaders = loaders
@@ -267,7 +274,7 @@ class Trainings:
         trainer = training.trainer()
         if not (training.plan == "lead" and self._saved_training and self._saved_training.get("has_evaluated")):
             return run()
-        with self._cursor.inner.with_workers(lambda: _evaluation_loaders(trainer)):
+        with self._inner.with_workers(lambda: _evaluation_loaders(trainer)):
             return run()
 
     def _passed(self, returned: Any) -> ReplayPosition:
