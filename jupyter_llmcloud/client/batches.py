@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.data.rows import rows_of
@@ -18,6 +21,7 @@ MAX_BYTES = 48 << 20  # of one upload
 MAX_ROWS = 50_000
 LOOK_EVERY_S = 0.5
 ENDED = ("completed", "failed", "expired", "cancelled")
+ROWS = "llmcloud_rows"  # in the metadata of a batch: the hash of all rows of the call that has begun it
 _ROUTES = {"prompt": "completions", "messages": "chat/completions", "input": "embeddings"}
 
 Send = Callable[["httpx.Request"], "httpx.Response"]
@@ -108,6 +112,21 @@ def _encoded(row: Mapping[str, Any], number: int) -> bytes:
         raise UsageError(f"input {number} cannot be sent: {error}.") from None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Rows that are being answered.
+
+    Attributes:
+        num_rows: all of them.
+        answered: lines of those that an earlier call had answers for, by the number of their input.
+        batch_id: of the batch with the others; None where there are none.
+    """
+
+    num_rows: int
+    answered: dict[int, dict[str, Any]]
+    batch_id: str | None
+
+
 class BatchClient:
     """Files and batches of one server.
 
@@ -122,11 +141,46 @@ class BatchClient:
         self._url = base_url
         self._send = send
 
-    def begin(self, route: str, lines: builtins.list[bytes], window: str) -> str:
-        """Upload rows and begin a batch; its id."""
+    def begin(self, route: str, lines: builtins.list[bytes], window: str, served: str, fresh: bool) -> Begun:
+        """Have rows answered. What an earlier call with the same rows left unfinished is gone on with: that has been
+        interrupted, or its kernel has gone.
+
+        Args:
+            route: below /v1.
+            lines: the rows.
+            window: see `Endpoint.map`.
+            served: tells the model by which they are answered from others.
+            fresh: ask for all of them, whatever was answered before.
+        """
+        rows = hashlib.sha256(b"\n".join([served.encode(), route.encode(), *lines])).hexdigest()
+        unfinished = [] if fresh else self._unfinished(rows)
+        answered = self._answered_before(unfinished)
+        for batch in unfinished:
+            if batch["status"] not in ENDED:  # it has all that was not answered then
+                return Begun(len(lines), answered, str(batch["id"]))
+        rest = [line for line in lines if int(json.loads(line)["custom_id"]) not in answered] if answered else lines
+        return Begun(len(lines), answered, self._begin(route, rest, window, rows) if rest else None)
+
+    def _unfinished(self, rows: str) -> builtins.list[dict[str, Any]]:
+        """The batches of a call that has not come to its end, the newest first."""
+        known = [batch for batch in self.list() if batch["metadata"].get(ROWS) == rows]
+        found = list(itertools.takewhile(lambda batch: batch["status"] != "completed", known))
+        ending = [batch["id"] for batch in found if batch["status"] == "cancelling"]
+        ended = {batch["id"]: batch for batch in self.wait(ending, lambda *_: None)}
+        return [ended.get(batch["id"], batch) for batch in found]
+
+    def _answered_before(self, unfinished: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for batch in unfinished:
+            if batch["status"] in ENDED:
+                found |= {number: line for number, line in self.answers(batch).items() if is_answered(line)}
+        return found
+
+    def _begin(self, route: str, lines: builtins.list[bytes], window: str, rows: str) -> str:
         files = {"file": ("input.jsonl", b"\n".join(lines))}
         file = self._ask("POST", "files", files=files, data={"purpose": "batch"})
-        body = {"input_file_id": file["id"], "endpoint": f"/v1/{route}", "completion_window": window}
+        about = {"endpoint": f"/v1/{route}", "completion_window": window, "metadata": {ROWS: rows}}
+        body = {"input_file_id": file["id"], **about}
         batch = self._ask("POST", "batches", json=body)
         self._ask("DELETE", f"files/{file['id']}")  # the batch has its rows
         return str(batch["id"])
@@ -172,6 +226,11 @@ class BatchClient:
         request = self._http.build_request(method, f"{self._url}/{path}", **content)
         answer: dict[str, Any] = self._send(request).json()
         return answer
+
+
+def is_answered(line: Mapping[str, Any]) -> bool:
+    """Whether a line of a batch holds an answer."""
+    return line["error"] is None and line["response"]["status_code"] == 200
 
 
 def answer_of(line: Mapping[str, Any] | None) -> Any:

@@ -15,6 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from jupyter_llmcloud import errors
+from jupyter_llmcloud.client.batches import BatchClient
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.magics.commands import endpoints
 from jupyter_llmcloud.magics.commands.endpoints import EndpointMagics, NewKey
@@ -73,6 +74,67 @@ async def test_map_answers_every_input_in_its_order(magics: EndpointMagics, mode
     statuses = {row["status"] for row in await off_loop(endpoint.batches)}
     assert statuses == {"completed"}
     assert await off_loop(endpoint.map, []) == []
+
+
+class Lost(Exception):
+    """The kernel has gone: nobody is there to cancel anything."""
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Lost])
+async def test_the_same_map_again_asks_for_no_row_that_was_answered(
+    magics: EndpointMagics, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, end: type[BaseException]
+) -> None:
+    endpoint = await off_loop(magics.serve, f"{model} --name tiny")
+    inputs = [*map(str, range(8)), "slow 2000", "9"]
+    asked: list[str] = []
+    wait = BatchClient.wait
+
+    def ended_when_nine_are_answered(client: BatchClient, ids: Any, progress: Any) -> Any:
+        def told(done: int, total: int) -> None:
+            progress(done, total)
+            if done == 9:
+                raise end
+
+        return wait(client, ids, told)
+
+    def call() -> Any:
+        try:
+            return endpoint.map(inputs, max_tokens=4)
+        except (KeyboardInterrupt, Lost):
+            asked.append("ended")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchClient, "wait", ended_when_nine_are_answered)
+        await off_loop(call)
+    assert await off_loop(call) == [f"{text}!" for text in inputs]
+    assert asked == ["ended"]
+    totals = [row["request_counts"]["total"] for row in await off_loop(endpoint.batches)]
+    assert totals == ([1, 10] if end is KeyboardInterrupt else [10])
+    assert ("9 of 10 inputs were answered by an earlier" in capsys.readouterr().out) == (end is KeyboardInterrupt)
+    # What has come to its end is asked anew, as any cell that is run again.
+    assert await off_loop(lambda: endpoint.map(inputs[:8], max_tokens=4)) == [f"{text}!" for text in inputs[:8]]
+    assert await off_loop(call) == [f"{text}!" for text in inputs]
+    assert len(await off_loop(endpoint.batches)) == len(totals) + 2
+
+
+async def test_a_fresh_map_asks_for_all_rows_and_another_model_answers_all_of_them(
+    magics: EndpointMagics, model: Path, own_root: Path
+) -> None:
+    endpoint = await off_loop(magics.serve, f"{model} --name tiny")
+    body = {"model": "tiny", "prompt": "slow 60000"}
+    row = {"custom_id": "0", "method": "POST", "url": "/v1/completions", "body": body}
+    client, rows = endpoint._batch_client(), [json.dumps(row).encode()]
+    first = await off_loop(client.begin, "completions", rows, "24h", "one model", False)
+    await off_loop(client.cancel, first.batch_id)
+    again, fresh, other = [
+        await off_loop(client.begin, "completions", rows, "24h", served, fresh)
+        for served, fresh in (("one model", False), ("one model", True), ("another model", False))
+    ]
+    assert len({first.batch_id, again.batch_id, fresh.batch_id, other.batch_id}) == 4
+    same = await off_loop(client.begin, "completions", rows, "24h", "another model", False)
+    assert same.batch_id == other.batch_id, "it is still answered"
+    for one in (again, fresh, other):
+        await off_loop(client.cancel, one.batch_id)
 
 
 async def test_map_says_which_input_is_wrong_before_anything_is_asked(magics: EndpointMagics, model: Path) -> None:

@@ -223,3 +223,29 @@ async def test_the_handle_in_a_notebook_gives_feedback_and_writes_the_data_set(
     assert await asyncio.to_thread(endpoint.feedback_dataset, str(tmp_path / "data.jsonl")) == 1
     assert json.loads((tmp_path / "data.jsonl").read_text())["completion"] == "hi"
     assert {row["verdict"] for row in await asyncio.to_thread(endpoint.drift)} == {"unknown"}
+
+
+async def test_a_data_set_of_both_kinds_says_so_and_one_kind_can_be_chosen(
+    server: Server, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jupyter_llmcloud.client.rest import ServerClient
+    from jupyter_llmcloud.errors import UsageError
+    from jupyter_llmcloud.magics.serving.endpoint import Endpoint
+
+    await server.serve(model)
+    endpoint = Endpoint("tiny", ServerClient(server.url, server.token))
+    for prompt in ("hello", [{"role": "user", "content": "hello"}], [{"role": "user", "content": "you"}]):
+        request_id = (await server.complete("hello")).headers["X-Request-Id"]
+        said = {"rating": "up", "prompt": prompt, "answer": "hi"}
+        await asyncio.to_thread(functools.partial(endpoint.feedback, request_id, **said))
+    path = tmp_path / "data.jsonl"
+    write = functools.partial(asyncio.to_thread, endpoint.feedback_dataset, str(path))
+    assert await write() == 3
+    assert "2 of kind 'chat', 1 of kind 'text'" in capsys.readouterr().out
+    assert await write(kind="chat") == 2
+    assert all("messages" in json.loads(line) for line in path.read_text().splitlines())
+    assert await write(kind="text") == 1
+    assert "completion" in json.loads(path.read_text())
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match="kind='words': it is chat or text"):
+        await write(kind="words")

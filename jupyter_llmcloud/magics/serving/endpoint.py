@@ -29,6 +29,7 @@ _SHOW_TIMEOUT_S = 2.0  # showing an object must not hold a cell up
 _ERRORS: dict[int, type[LLMCloudError]] = {
     400: UsageError, 404: NotFound, 413: UsageError, 422: UsageError, 429: CapacityError,
 }  # fmt: skip
+_ROWS = {"chat": "messages", "text": "prompt"}  # kinds of rows of a data set, by what they have
 _PRE = "margin:2px 0 6px;white-space:pre-wrap"
 _STYLE = (
     "box-sizing:border-box;max-width:1040px;margin:4px 2px;padding:12px;border:1px solid #8884;border-radius:10px;"
@@ -204,18 +205,21 @@ class Endpoint:
         *,
         on_error: str = "raise",
         window: str = "24h",
+        fresh: bool = False,
         **params: Any,
     ) -> list[Any]:
         """Ask for every input, on all replicas at once, and return the answers in the order of the inputs.
 
         The server works through them beside those who wait for an answer, also when this kernel has gone: `batches()`
-        lists what it works on, `batch_results(ID)` gives it. Interrupted, what is not answered yet is given up.
+        lists what it works on, `batch_results(ID)` gives it. Interrupted, what is not answered yet is given up. The
+        same call again, of the same model, goes on with what an interrupted one or one of a lost kernel has left.
 
         Args:
             inputs: texts, lists of messages, or mappings (as a data set of Hugging Face or a DataFrame gives them).
             column: of mappings, the field that holds the input; otherwise `prompt`, `messages` or `input` (embeddings).
             on_error: raise an error when an input could not be answered, or "none" to have None in its place.
             window: what is not answered by then is given up: 24h, 30m.
+            fresh: ask for all inputs, also for those that an unfinished call has had answered.
             params: of OpenAI's completions or chat completions (max_tokens, ...).
         """
         from jupyter_llmcloud.client.batches import row_groups
@@ -225,15 +229,24 @@ class Endpoint:
             raise UsageError(f"on_error={on_error!r}: it is raise or none.")
         client = self._batch_client()
         groups = list(row_groups(self.name, inputs, column, params))
-        begun = [client.begin(route, lines, window) for route, lines in groups]
+        begun = [client.begin(route, lines, window, self._served(), fresh) for route, lines in groups]
+        total, known = sum(part.num_rows for part in begun), sum(len(part.answered) for part in begun)
+        if known:
+            print(f"{known} of {total} inputs were answered by an earlier, unfinished call (fresh=True: ask anew).")
+        running = [part.batch_id for part in begun if part.batch_id is not None]
         try:
-            line, total = ProgressLine(), sum(len(lines) for _, lines in groups)
-            client.wait(begun, lambda done, _: line.tell(f"{done} of {total} answered"))
+            line = ProgressLine()
+            client.wait(running, lambda done, _: line.tell(f"{known + done} of {total} answered"))
         except KeyboardInterrupt:
-            for batch_id in begun:
+            for batch_id in running:
                 client.cancel(batch_id)
             raise
-        return [answer for batch_id in begun for answer in self.batch_results(batch_id, on_error=on_error)]
+        return [answer for part in begun for answer in self._answers(part.batch_id, on_error, part.answered)]
+
+    def _served(self) -> str:
+        """By what a request is answered at present."""
+        shares = [(row["fingerprint"], row["weight"]) for row in self.revisions if row["weight"]]
+        return json.dumps([self.name, *sorted(shares)])
 
     def batches(self) -> list[dict[str, Any]]:
         """What `map` has begun, the newest first: also in kernels that have gone."""
@@ -241,20 +254,16 @@ class Endpoint:
 
     def batch_results(self, batch_id: str, on_error: str = "raise") -> list[Any]:
         """The answers of a batch that is over, in the order of its inputs; see `map`."""
-        from jupyter_llmcloud.client.batches import ENDED, answer_of
+        return self._answers(batch_id, on_error, {})
 
-        client = self._batch_client()
-        batch = client.get(batch_id)
-        if batch["status"] not in ENDED:
-            counts = batch["request_counts"]
-            raise UsageError(f"batch {batch_id} is {batch['status']}: {counts['completed']} of {counts['total']} rows.")
-        if batch["errors"]:
-            first = batch["errors"]["data"][0]
-            at = "" if first["line"] is None else f"input {first['line'] - 1}: "
-            raise UsageError(f"batch {batch_id} failed: {at}{first['message']}")
+    def _answers(self, batch_id: str | None, on_error: str, known: Mapping[int, Any]) -> list[Any]:
+        """Those of a batch that is over, if there is one, and of lines that are `known`; in the inputs' order."""
+        from jupyter_llmcloud.client.batches import answer_of
+
+        lines = {**known, **(self._lines(batch_id) if batch_id is not None else {})}
         answers: list[Any] = []
         failed: list[str] = []
-        for number, line in sorted(client.answers(batch).items()):
+        for number, line in sorted(lines.items()):
             try:
                 answers.append(answer_of(line))
             except LLMCloudError as error:
@@ -266,6 +275,20 @@ class Endpoint:
                 f'The others: ep.batch_results("{batch_id}", on_error="none").'
             )
         return answers
+
+    def _lines(self, batch_id: str) -> dict[int, dict[str, Any]]:
+        from jupyter_llmcloud.client.batches import ENDED
+
+        client = self._batch_client()
+        batch = client.get(batch_id)
+        if batch["status"] not in ENDED:
+            counts = batch["request_counts"]
+            raise UsageError(f"batch {batch_id} is {batch['status']}: {counts['completed']} of {counts['total']} rows.")
+        if batch["errors"]:
+            first = batch["errors"]["data"][0]
+            at = "" if first["line"] is None else f"input {first['line'] - 1}: "
+            raise UsageError(f"batch {batch_id} failed: {at}{first['message']}")
+        return client.answers(batch)
 
     def _batch_client(self) -> BatchClient:
         from jupyter_llmcloud.client.batches import BatchClient
@@ -298,22 +321,34 @@ class Endpoint:
         http = self._client.http()
         self._send(http.build_request("POST", f"{self.base_url}/feedback", json=body), stream=False, pool=http)
 
-    def feedback_dataset(self, path: str) -> int:
+    def feedback_dataset(self, path: str, kind: str | None = None) -> int:
         """Write corrections and good answers as a data set for fine-tuning (JSON lines); returns how many rows.
 
         Those of which nobody has kept what was asked are left out, and counted aloud.
+
+        Args:
+            path: of the file.
+            kind: "chat" for rows of `messages` only, "text" for rows of `prompt` and `completion` only; None: both.
         """
+        if kind not in (None, *_ROWS):
+            raise UsageError(f"kind={kind!r}: it is chat or text, or None for both.")
         text = self._client.feedback_dataset(self.name)
+        lines = [line for line in text.split("\n") if line]
+        by_kind = {name: [line for line in lines if field in json.loads(line)] for name, field in _ROWS.items()}
+        chosen = lines if kind is None else by_kind[kind]
         with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        rows = [json.loads(line) for line in text.split("\n") if line]
+            file.writelines(f"{line}\n" for line in chosen)
         wanted = [row for row in self._client.feedback(self.name, 100_000) if is_wanted(row)]
-        if (num_lost := len(wanted) - len(rows)) > 0:
+        if (num_lost := len(wanted) - len(lines)) > 0:
             print(
-                f"{num_lost} of {len(wanted)} corrections and good answers are left out: what was asked was not kept. "
-                "Serve with --keep-requests, or say prompt= (and answer=) with the feedback."
+                f"{num_lost} of {len(wanted)} corrections and good answers are left out: what was asked was not kept, "
+                "or was several prompts at once. Serve with --keep-requests, or say prompt= (and answer=) with the "
+                "feedback."
             )
-        return len(rows)
+        if kind is None and all(by_kind.values()):
+            counts = ", ".join(f"{len(rows)} of kind {name!r}" for name, rows in by_kind.items())
+            print(f"{path} has {counts}: trainers such as TRL's take one kind in a file. kind= chooses one.")
+        return len(chosen)
 
     def drift(self, recent: int = 200) -> Records:
         """How far the newest `recent` requests differ from those before: lengths, first token, ratings.
