@@ -11,6 +11,7 @@ import msgspec
 
 from jupyter_llmcloud.cluster.data.reading import class_of
 from jupyter_llmcloud.cluster.data.recipe import Recipe
+from jupyter_llmcloud.cluster.data.signatures import FOLDER
 from jupyter_llmcloud.cluster.data.work import STAGED
 from jupyter_llmcloud.core.data.partitions import Partition, SourceFile, cut
 from jupyter_llmcloud.errors import UsageError
@@ -51,7 +52,8 @@ def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite
     filesystem.require("pyarrow", what="preparing data")
     if recipe.dedup == "near":
         filesystem.require("datasketch", what="finding near duplicates")
-    kind, files = filesystem.list_source(sources, recipe.kind, recipe.storage)
+    own = [filesystem.join(recipe.out, name) for name in (SHARDS, STAGED, FOLDER, manifest.NAME)]
+    kind, files = filesystem.list_source(sources, recipe.kind, recipe.storage, without=own)
     if kind == "images":
         filesystem.require("PIL", what="reading images")
     _check(recipe, kind)

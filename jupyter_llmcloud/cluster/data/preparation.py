@@ -16,7 +16,7 @@ import platform
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from distributed.scheduler import KilledWorker
 from jupyter_llmcloud.cluster.data import features, signatures
 from jupyter_llmcloud.cluster.data.duplicates import to_drop
 from jupyter_llmcloud.cluster.data.planning import PreparationPlan
+from jupyter_llmcloud.cluster.data.recipe import is_shard_key
 from jupyter_llmcloud.cluster.data.work import STAGED, FirstPass
 from jupyter_llmcloud.cluster.data.worker_process import carry_out, end_processes
 from jupyter_llmcloud.core.data.partitions import Partition
@@ -41,6 +42,12 @@ LOOK_S = 3.0  # how often it is looked which workers there are
 MAX_TRIES = 3  # of a partition whose worker is lost
 BUCKETS_AT_ONCE = 8
 SAMPLED = 4  # partitions whose first rows decide the schema
+
+
+def _left_over(names: Iterable[str], keys: Collection[str]) -> list[str]:
+    """The files of a preparation whose keys are not among these; what others keep in the folder is theirs."""
+    ours = [name for name in names if is_shard_key(name.partition(".")[0])]
+    return [name for name in ours if name.partition(".")[0] not in keys or name.endswith(".part")]
 
 
 @dataclass
@@ -158,9 +165,9 @@ class Preparation:
         null = [name for name, kind in zip(merged.names, merged.types, strict=True) if pa.types.is_null(kind)]
         if null:
             merged = pa.schema([pa.field(f.name, pa.string()) if f.name in null else f for f in merged])
-        for name in recipe.normalize:
-            if name not in merged.names:
-                raise UsageError(f"normalize={name!r}: there is no such column, but {', '.join(merged.names)}.")
+        for option, names in (("normalize", recipe.normalize), ("types", [name for name, _ in recipe.types])):
+            if wrong := next((name for name in names if name not in merged.names), None):
+                raise UsageError(f"{option}={wrong!r}: there is no such column, but {', '.join(merged.names)}.")
         return bytes(merged.serialize())
 
     async def _first_pass(self) -> dict[str, FirstPass]:
@@ -211,12 +218,10 @@ class Preparation:
             created=time.time(),
         )
         manifest.write(recipe.out, made, recipe.storage)
-        filesystem.remove(filesystem.join(recipe.out, STAGED), recipe.storage)
-        keys = {shard.name.partition(".")[0] for shard in made.shards}
-        for folder in (filesystem.join(recipe.out, name) for name in (SHARDS, signatures.FOLDER)):
-            for name in filesystem.names_in(folder, recipe.storage):
-                if name.partition(".")[0] not in keys or name.endswith(".part"):
-                    filesystem.remove(filesystem.join(folder, name), recipe.storage)
+        kept = {shard.name.partition(".")[0] for shard in made.shards}
+        for folder, keys in ((STAGED, set()), (SHARDS, kept), (signatures.FOLDER, kept)):
+            at = filesystem.join(recipe.out, folder)
+            filesystem.remove_files(at, _left_over(filesystem.names_in(at, recipe.storage), keys), recipe.storage)
         return made
 
     def _begin(self, phase: str, total: int, done: int = 0) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -194,8 +195,11 @@ class Reader:
     def _is_array(self, piece: Piece) -> bool:
         """Whether the file is one JSON array of objects, over several lines or in one."""
         with filesystem.translated(piece.url), self._open(piece) as file:
-            begin = file.read(_HEADER).removeprefix(codecs.BOM_UTF8).lstrip()
-        return bool(begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"{", b""))
+            try:
+                begin = file.read(_HEADER).removeprefix(codecs.BOM_UTF8).lstrip()
+            except Damaged:  # which is said, or counted, when it is read
+                return False
+        return bool(begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"{", b"]", b""))
 
     def _json_array(self, piece: Piece) -> Iterator[list[Any]]:
         if piece.start:  # the piece in which the file begins has all of it
@@ -260,8 +264,7 @@ class Reader:
             begin = file.read(_HEADER).decode("utf-8-sig", "replace")
         delimiter = "\t" if ".tsv" in piece.url.lower() else _delimiter(begin, is_whole=len(begin) < _HEADER)
         names = next(csv.reader(io.StringIO(begin, newline=""), delimiter=delimiter), [])
-        if twice := [name for at, name in enumerate(names) if name in names[:at]]:
-            raise UsageError(f"{piece.url!r} has two columns called {twice[0]!r}: rename one in its first row.")
+        _check_names(piece.url, names, names)
         return delimiter, names
 
     def _check_numbers(self, piece: Piece, batch: Any, parse: Any, checked: set[str]) -> None:
@@ -308,6 +311,7 @@ class Reader:
                 column = self._recipe.column
                 if (only := self._recipe.tokenizer is not None) and column not in self.schema.names:
                     raise UsageError(_no_column(piece.url, column, self.schema.names))
+                _check_names(piece.url, [column] if only else self.schema.names, self.schema.names)
                 for groups in _read_together(range(piece.start, end), self.schema):
                     for batch in opened_file.iter_batches(
                         BATCH_ROWS, groups, [column] if only else None, use_threads=False
@@ -337,6 +341,12 @@ class Reader:
             return
         label = self._recipe.classes.index(class_of(piece.url)) if self._recipe.classes else 0
         yield [{_IMAGE: picture, _LABEL: label}]
+
+
+def _check_names(url: str, wanted: list[str], names: list[str]) -> None:
+    """Raise UsageError where two columns have the name of one that is wanted: a row of ours has one of them."""
+    if twice := [name for name, num in Counter(names).items() if num > 1 and name in wanted]:
+        raise UsageError(f"{url!r} has two columns called {twice[0]!r}: rename one.")
 
 
 def _read_together(groups: range, schema: Any) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Tokenizer
 
 Clean = Callable[[Any], Any]
+_SHARD_KEY = re.compile(r"[0-9a-f]{20}")
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,8 @@ class Recipe:
         """What is told of that shard once it is written is kept under this name until there is a manifest."""
         whole = f".{self.whole}" if self.whole else ""
         return f"{self.shard_key(partition_key)}.parquet{whole}.json"
+
+
+def is_shard_key(name: str) -> bool:
+    """Whether this may be what `Recipe.shard_key` gave."""
+    return _SHARD_KEY.fullmatch(name) is not None

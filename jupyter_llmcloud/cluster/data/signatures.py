@@ -6,9 +6,7 @@ MinHash and its bands as in Leskovec, Rajaraman, Ullman, Mining of Massive Datas
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -118,12 +116,8 @@ def _write(url: str, tables: list[Any], schema: Any, storage: Mapping[str, Any])
     """A Parquet file with a row group for each table, also for an empty one."""
     import pyarrow.parquet as parquet
 
-    fd, staged = tempfile.mkstemp(prefix="llmcloud-signatures-")
-    os.close(fd)
-    try:
-        with parquet.ParquetWriter(staged, schema, compression="zstd", use_dictionary=False) as writer:
+    with filesystem.scratch() as file:
+        with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-        filesystem.put(staged, url, storage)
-    finally:
-        os.unlink(staged)
+        filesystem.put(file, url, storage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.datasets.manifest import Tokenizer
@@ -21,7 +21,7 @@ def encoder(tokenizer: Any) -> Encode:
         made.no_padding()
         encode = getattr(made, "encode_batch_fast", made.encode_batch)
         return lambda texts: [found.ids for found in encode(texts, add_special_tokens=False)]
-    if hasattr(tokenizer, "encode"):
+    if hasattr(tokenizer, "encode") and hasattr(tokenizer, "convert_ids_to_tokens"):  # of transformers
         return lambda texts: [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     return lambda texts: [tokenizer(text) for text in texts]
 
@@ -48,13 +48,16 @@ class Packer:
         np = self._np
         flat: list[int] = []
         eos = [] if self._told.eos is None else [self._told.eos]
-        for ids in documents:
-            flat += ids
-            flat += eos
         try:
-            new = np.array(flat, dtype=np.int64)
+            for ids in documents:
+                flat += ids
+                flat += eos
+            new = np.asarray(flat) if flat else np.empty(0, np.int64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"the tokenizer {self._told.name!r} gave what are no token ids: {error}.") from None
+            raise UsageError(f"the tokenizer {self._told.name!r} gave what is no list of token ids: {error}.") from None
+        if new.dtype.kind not in "iu" or new.ndim != 1:
+            wrong = next((each for each in flat if not isinstance(each, SupportsIndex)), flat[0])
+            raise UsageError(f"the tokenizer {self._told.name!r} gave {wrong!r:.60}, which is no token id.")
         if new.size and (new.min() < 0 or new.max() >= self._told.vocab_size):
             wrong = new.min() if new.min() < 0 else new.max()
             raise UsageError(

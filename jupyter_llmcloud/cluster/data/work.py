@@ -6,11 +6,10 @@ set and writes their signatures; the second writes the shard. Otherwise the seco
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import platform
 import struct
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.cluster.data.steps import Cleaning
 from jupyter_llmcloud.cluster.data.tokens import Packer, encoder
 from jupyter_llmcloud.core.data.partitions import Partition
-from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.datasets import filesystem
 from jupyter_llmcloud.storage.datasets.columns import table_of, typed, unified
 from jupyter_llmcloud.storage.datasets.manifest import SHARDS, Shard
@@ -86,12 +85,12 @@ class PartitionWork:
                 return bytes(pa.schema([(self._recipe.column, pa.string())]).serialize())
             if not batch:
                 continue
-            schema = table_of(batch, reader.schema).schema
+            schema = self._as_told(table_of(batch, reader.schema).schema)
             found = schema if found is None else unified([found, schema], "rows")
             num_values += len(batch) * len(schema)
             if num_values > SAMPLED_VALUES:
                 break
-        return b"" if found is None else bytes(self._as_told(found).serialize())
+        return b"" if found is None else bytes(found.serialize())
 
     def _as_told(self, schema: Any) -> Any:
         """With the types that were asked for."""
@@ -109,7 +108,7 @@ class PartitionWork:
         recipe = self._recipe
         key = recipe.shard_key(partition.key)
         told = filesystem.join(recipe.out, STAGED, f"{key}.json")
-        if f"{key}.json" in filesystem.names_in(filesystem.join(recipe.out, STAGED), recipe.storage):
+        with contextlib.suppress(NotFound):
             return msgspec.json.decode(filesystem.read_bytes(told, recipe.storage), type=FirstPass)
         signed = signatures.Signatures(recipe.threshold if recipe.dedup == "near" else None)
         counts: dict[str, int] = {}
@@ -303,8 +302,7 @@ class _Staged:
 
     def __init__(self, url: str, recipe: Recipe) -> None:
         self._url, self._recipe = url, recipe
-        fd, self._path = tempfile.mkstemp(prefix="llmcloud-documents-")
-        self._file = os.fdopen(fd, "wb")
+        self._file = filesystem.scratch()
 
     def add(self, batch: list[Any], schema: Any = None) -> None:
         """A batch that follows; `schema`: of the file it comes from, where that has one."""
@@ -321,15 +319,13 @@ class _Staged:
 
     def finish(self) -> None:
         """Put it in its place."""
-        self._file.close()
-        filesystem.put(self._path, self._url, self._recipe.storage)
+        filesystem.put(self._file, self._url, self._recipe.storage)
 
     def __enter__(self) -> _Staged:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._file.close()
-        os.unlink(self._path)
 
 
 def _staged(url: str, recipe: Recipe) -> Iterator[list[Any]]:

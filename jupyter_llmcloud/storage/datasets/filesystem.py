@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from jupyter_llmcloud.core.data.partitions import SourceFile, format_of
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
@@ -25,6 +28,7 @@ _MODULES = {
 _VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "modified", "created")
 _MARKS = ("*", "?", "[")
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+_CHUNK = 1 << 20
 
 
 def require(*modules: str, what: str) -> None:
@@ -124,10 +128,16 @@ def replace(url: str, content: bytes, options: Mapping[str, Any] | None = None) 
         fs.pipe_file(staged, content)
 
 
-def put(local: str, url: str, options: Mapping[str, Any] | None = None) -> None:
-    """Copy a file of this host to its place, where it is whole or not at all, also when two processes write it."""
-    with _aside(url, options) as (fs, staged):
-        fs.put_file(local, staged)
+def scratch() -> io.BufferedRandom:
+    """A file for what is put somewhere later. It has no name, so that nothing of it is left whoever is killed."""
+    return tempfile.TemporaryFile(prefix="llmcloud-")
+
+
+def put(file: IO[bytes], url: str, options: Mapping[str, Any] | None = None) -> None:
+    """Copy an open file to its place, where it is whole or not at all, also when two processes write it."""
+    with _aside(url, options) as (fs, staged), fs.open(staged, "wb") as target:
+        file.seek(0)
+        shutil.copyfileobj(file, target, _CHUNK)
 
 
 @contextlib.contextmanager
@@ -136,7 +146,7 @@ def _aside(url: str, options: Mapping[str, Any] | None) -> Iterator[tuple[Any, s
     fs, path = filesystem(url, options)
     staged = f"{path}.{secrets.token_hex(4)}.part"
     with translated(url):
-        if not _OBJECT_STORES & {*_protocols(fs)}:  # no folders: what would be made is a bucket
+        if not _is_object_store(fs):  # no folders: what would be made is a bucket
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         try:
             yield fs, staged
@@ -154,23 +164,38 @@ def _move(fs: Any, source: str, target: str) -> None:
 
         os.replace(source, target)
         return
-    if not _OBJECT_STORES & {*_protocols(fs)}:  # there a copy takes the place of what is there at once
+    if not _is_object_store(fs):  # there a copy takes the place of what is there at once
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(target)
-    fs.mv(source, target)
+    if any(mark in source for mark in _MARKS):  # which mv() would match
+        fs.cp_file(source, target)
+        fs.rm_file(source)
+    else:
+        fs.mv(source, target)
+
+
+def _is_object_store(fs: Any) -> bool:
+    return not _OBJECT_STORES.isdisjoint(_protocols(fs))
 
 
 def _protocols(fs: Any) -> Sequence[str]:
     return [fs.protocol] if isinstance(fs.protocol, str) else list(fs.protocol)
 
 
-def remove(url: str, options: Mapping[str, Any] | None = None) -> None:
-    """Remove a file or a folder, if it is there."""
+def remove_files(url: str, names: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
+    """Remove files of a folder, and the folder itself if nothing else is in it."""
     fs, path = filesystem(url, options)
+    paths = [f"{path}/{name}" for name in names]
     with translated(url):
+        in_bulk = _is_object_store(fs) and not any(mark in path for mark in _MARKS)  # which rm() would match
+        if in_bulk and paths:
+            fs.rm(paths)
+        for each in () if in_bulk else paths:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(each)
         fs.invalidate_cache()
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        if not _is_object_store(fs) and fs.exists(path) and not fs.ls(path, detail=False):
+            fs.rmdir(path)
 
 
 def names_in(url: str, options: Mapping[str, Any] | None = None) -> dict[str, int]:
@@ -188,17 +213,31 @@ def names_in(url: str, options: Mapping[str, Any] | None = None) -> dict[str, in
 
 
 def list_source(
-    sources: Sequence[str], kind: str = "auto", options: Mapping[str, Any] | None = None
+    sources: Sequence[str],
+    kind: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    without: Sequence[str] = (),
 ) -> tuple[str, list[SourceFile]]:
     """The format of a source and its files, in order: those of each URL, path, folder or glob by name.
 
+    Args:
+        without: what is no source: files and folders to which prepared data is written.
+
     Raises:
         NotFound: there is nothing at one of them.
-        UsageError: no format can be told, or several.
+        UsageError: no format can be told, or several; or a source lies in `without`.
     """
     files: dict[str, SourceFile] = {}
+    written = [_as_listed(*filesystem(url, options)) for url in without]
+    below = tuple(f"{url}/" for url in written)
     for source in sources:
-        found = _list(source, options)
+        listed = _list(source, options)
+        found = [file for file in listed if file.url not in written and not file.url.startswith(below)]
+        if not found:
+            raise UsageError(
+                f"{source!r} is where the prepared data itself is written ({listed[0].url!r}). Choose another "
+                "folder for it: --out URL (out=)."
+            )
         if kind != "auto" and any(mark in source for mark in _MARKS) is False and len(found) > 1:
             found = [file for file in found if format_of(file.name) in (kind, None)] or found
         files |= {file.url: file for file in found}
@@ -245,12 +284,13 @@ def _list(source: str, options: Mapping[str, Any] | None) -> list[SourceFile]:
             rows = [row for row in fs.find(path, detail=True).values() if _is_visible(row["name"], path)]
             if not rows:
                 raise NotFound(f"{source!r} is not there, or is a folder without files.")
-    local = "file" in _protocols(fs)
-    listed = [
-        SourceFile(row["name"] if local else fs.unstrip_protocol(row["name"]), int(row["size"] or 0), _version(row))
-        for row in rows
-    ]
+    listed = [SourceFile(_as_listed(fs, row["name"]), int(row["size"] or 0), _version(row)) for row in rows]
     return sorted(listed, key=lambda file: file.url)
+
+
+def _as_listed(fs: Any, path: str) -> str:
+    """The URL of a file there, as it is kept; on this host its path."""
+    return path if "file" in _protocols(fs) else str(fs.unstrip_protocol(path))
 
 
 def _is_visible(name: str, folder: str) -> bool:

@@ -53,7 +53,7 @@ class Shard(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CleaningStep(msgspec.Struct, kw_only=True, frozen=True):
-    """A cleaning step: its name, and the SHA-256 of its source text ("" for a named one of ours)."""
+    """A cleaning step: its name, and the fingerprint of its code ("" for a named one of ours)."""
 
     name: str
     source_hash: str = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,6 @@ from jupyter_llmcloud.storage.datasets import filesystem
 from jupyter_llmcloud.storage.datasets.manifest import SHARDS, Manifest, Shard
 
 HASH_ALL_BELOW = 256 << 20  # bytes of a data set whose content is checked whole before training
-_CHUNK = 1 << 20
 _THREADS = 16
 _AGAIN = "Prepare the data again: %prepare writes only the shards that are missing."
 
@@ -34,10 +32,9 @@ class ShardWriter:
         self._options = options
         self.schema = schema
         self.rows: list[int] = []
-        fd, self._staged = tempfile.mkstemp(prefix="llmcloud-shard-", suffix=".parquet")
-        os.close(fd)
+        self._file = filesystem.scratch()
         self._writer = parquet.ParquetWriter(
-            self._staged, schema, compression="zstd", write_page_checksum=True, use_dictionary=False
+            self._file, schema, compression="zstd", write_page_checksum=True, use_dictionary=False
         )
 
     def write(self, columns: Mapping[str, Any]) -> None:
@@ -52,20 +49,18 @@ class ShardWriter:
     def finish(self) -> tuple[int, str]:
         """Put the shard in its place; returns its size and SHA-256."""
         self._writer.close()
-        digest = hashlib.sha256()
-        with open(self._staged, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        size = os.path.getsize(self._staged)
-        filesystem.put(self._staged, self._url, self._options)
-        return size, digest.hexdigest()
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+        filesystem.put(self._file, self._url, self._options)
+        return size, digest
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._writer.close()
-        os.unlink(self._staged)
+        with self._file:
+            self._writer.close()
 
 
 class ShardReader:

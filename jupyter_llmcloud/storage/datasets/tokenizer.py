@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.storage.datasets.fingerprints import canonical_definition, fingerprint
 from jupyter_llmcloud.storage.datasets.manifest import Tokenizer
 
 _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<|im_end|>")
@@ -36,26 +37,15 @@ def pack_tokenizer(tokenizer: Any) -> tuple[Tokenizer, Any]:
             f"tokenizer={tokenizer!r:.80} is none: give a tokenizer of Hugging Face, its name or folder, or a function "
             "from a text to a list of numbers."
         )
-    import cloudpickle
-
     vocabulary = getattr(tokenizer, "vocab_size", None)
     told = Tokenizer(
         name=str(getattr(tokenizer, "__qualname__", type(tokenizer).__name__)),
-        fingerprint=_hash(_source(tokenizer) or cloudpickle.dumps(tokenizer)),
+        fingerprint=fingerprint(tokenizer),
         vocab_size=len(tokenizer) if hasattr(tokenizer, "__len__") else vocabulary or 1 << 31,
         eos=getattr(tokenizer, "eos_token_id", None),
         pad=getattr(tokenizer, "pad_token_id", None) or 0,
     )
     return told, tokenizer
-
-
-def _source(function: Any) -> bytes:
-    import inspect
-
-    try:
-        return inspect.getsource(function).encode()
-    except (TypeError, OSError):
-        return b""
 
 
 def _from_name(name: str) -> tuple[Tokenizer, Any]:
@@ -96,16 +86,11 @@ def _from_definition(text: str, name: str, eos: int | str | None, pad: int | Non
         eos = made.token_to_id(eos)
     if eos is None:
         eos = next((found for word in _EOS_NAMES if (found := made.token_to_id(word)) is not None), None)
-    canonical = json.dumps({**json.loads(text), "truncation": None, "padding": None}, sort_keys=True)
     told = Tokenizer(
         name=name,
-        fingerprint=_hash(canonical.encode()),
+        fingerprint=hashlib.sha256(canonical_definition(text).encode()).hexdigest(),
         vocab_size=made.get_vocab_size(with_added_tokens=True),
         eos=eos,
         pad=pad if pad is not None else eos if eos is not None else 0,
     )
     return told, text
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

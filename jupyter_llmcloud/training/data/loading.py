@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch.utils.data import IterableDataset, default_collate
@@ -43,9 +46,11 @@ def load(
     storage_options: Mapping[str, Any] | None = None,
 ) -> RankLoader:
     """See `lc.data.load`, which explains the arguments."""
-    _check(batch_size, global_batch_size, window, prefetch, rank, world_size)
+    _check(batch_size, global_batch_size, window, prefetch, seed, rank, world_size)
+    seed = index(seed)
     group = Group(rank, world_size, batch_size or DEFAULT_BATCH, global_batch_size)
-    collate = transform or collate_fn or collated
+    chosen = transform or collate_fn
+    collate = partial(_given_a_list, chosen) if chosen is not None else collated
     if isinstance(source, str):
         dataset = _prepared(source, columns, tokenizer, (window * 2 + 1) if streaming else None, storage_options)
         groups = dataset.groups
@@ -66,11 +71,7 @@ def load(
     if _is_stream(source):
         stream, seeded = _share_of_stream(source, group, last, shuffle, seed)
         return RankLoader(stream, f"a stream, seed {seeded}", batch_size=None, collate_fn=collate, num_workers=0)
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-        raise UsageError(
-            f"{type(source).__name__} is no data set: give the folder of prepared data, or a data set of Hugging Face "
-            "or of torch (with __getitem__ and __len__, or an IterableDataset)."
-        )
+    _check_rows(source)
     num_rows = len(source)
     own = (lambda epoch: range(num_rows)) if shuffle is False else (lambda epoch: shuffled(num_rows, seed, epoch))
     identity = f"{getattr(source, '_fingerprint', type(source).__name__)}, {num_rows:,} rows, " + (
@@ -78,6 +79,25 @@ def load(
     )
     batches = RankBatches(num_rows, group, own, last)
     return RankLoader(source, identity, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
+
+
+def _check_rows(source: Any) -> None:
+    """Raise UsageError for what has no numbered rows."""
+    if isinstance(source, Mapping):
+        raise UsageError(
+            f"{type(source).__name__} is no data set, but holds some by name ({', '.join(map(repr, [*source][:5]))}): "
+            "give one."
+        )
+    if any(hasattr(source, name) for name in ("iterrows", "to_pylist", "to_dicts")):  # pandas, Arrow, polars
+        raise UsageError(
+            f"{type(source).__name__} is a table: give its rows (to_dict('records') of pandas, to_pylist() of Arrow), "
+            "or prepare it as a Parquet file."
+        )
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise UsageError(
+            f"{type(source).__name__} is no data set: give the folder of prepared data, or a data set of Hugging Face "
+            "or of torch (with __getitem__ and __len__, or an IterableDataset)."
+        )
 
 
 def _share_of_stream(
@@ -89,11 +109,19 @@ def _share_of_stream(
             "the stream is split by split_dataset_by_node: of its part each rank would take its share, and most "
             "rows would come on no rank. Give the whole stream; each rank passes over it and takes its own rows."
         )
-    can_shuffle = hasattr(source, "shuffle")
+    can_shuffle = _is_shuffled_by_seed(source)
     if shuffle and not can_shuffle:
         raise UsageError(f"{type(source).__name__} is a stream that cannot be shuffled: shuffle=False.")
     by = mix(seed) & 0x7FFFFFFF if can_shuffle and shuffle is not False else None
     return StreamShare(source, group, last, by, buffer=1000), by
+
+
+def _is_shuffled_by_seed(source: Any) -> bool:
+    """As streams of Hugging Face are; others have a `shuffle` that means something else."""
+    try:
+        return {"seed", "buffer_size"} <= {*inspect.signature(source.shuffle).parameters}
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _check(
@@ -101,6 +129,7 @@ def _check(
     global_batch_size: int | None,
     window: int,
     prefetch: int,
+    seed: Any,
     rank: int | None,
     world_size: int | None,
 ) -> None:
@@ -110,6 +139,8 @@ def _check(
     for name, value in named.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{name}={value!r}: expected a whole number of at least 1.")
+    if not isinstance(seed, SupportsIndex):
+        raise UsageError(f"seed={seed!r}: expected a whole number.")
     if prefetch < 0:
         raise UsageError(f"prefetch={prefetch!r}: expected 0 or more batches.")
     if (rank is None) != (world_size is None) or (rank is not None and not 0 <= rank < (world_size or 0)):
@@ -136,6 +167,11 @@ def _is_stream(source: Any) -> bool:
     )
 
 
+def _given_a_list(own: Collate, rows: Sequence[Any]) -> Any:
+    """Collators of other people look whether they are given a list."""
+    return own(list(rows))
+
+
 def collated(rows: Sequence[Any]) -> Any:
     """A batch of tensors; texts and other objects become lists."""
     if isinstance(rows, TokenRows):
@@ -147,7 +183,10 @@ def collated(rows: Sequence[Any]) -> Any:
 
 def _of_columns(values: list[Any]) -> Any:
     """A column of lists is one tensor where they are numbers of one shape, else lists; torch would turn them round."""
-    if not (values and isinstance(values[0], list)):
+    first = values[0] if values else None
+    if isinstance(first, Mapping) and all(isinstance(row, Mapping) and row.keys() == first.keys() for row in values):
+        return {name: _of_columns([row[name] for row in values]) for name in first}
+    if not isinstance(first, list):
         return _column(values)
     try:
         return torch.tensor(values)
@@ -156,6 +195,8 @@ def _of_columns(values: list[Any]) -> Any:
 
 
 def _column(values: list[Any]) -> Any:
+    if any(value is None for value in values):
+        return values
     try:
         return default_collate(values)
     except TypeError:

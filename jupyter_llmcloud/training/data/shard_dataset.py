@@ -84,7 +84,8 @@ def _decoded(column: Any) -> Any:
 
     column = column.combine_chunks()
     kind = column.type
-    if pa.types.is_fixed_size_list(kind) and not column.null_count and pa.types.is_primitive(kind.value_type):
+    is_fixed = pa.types.is_fixed_size_list(kind) and pa.types.is_primitive(kind.value_type)
+    if is_fixed and not column.null_count and not column.flatten().null_count:
         return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), kind.list_size)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if is_number and not column.null_count:
@@ -141,7 +142,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.manifest = manifest
         self.groups = reader.groups
         self._starts = np.array([0, *accumulate(reader.groups)])
-        chosen = None if columns is None or manifest.kind == "tokens" else list(columns)  # tokens need both of theirs
+        is_chosen = columns is not None and manifest.kind == "rows"  # tokens and images need both of theirs
+        chosen = list(columns or ()) if is_chosen else None
         self._cache = GroupCache(reader, chosen, limit)
 
     def __len__(self) -> int:
@@ -176,7 +178,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.manifest.kind == "images":
             return _picture(row, self.manifest.recipe.get("image_size"))
-        return row
+        return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def _picture(row: dict[str, Any], size: int | None) -> dict[str, Any]:

@@ -166,3 +166,24 @@ def test_rows_that_are_added_have_the_columns_of_those_there_are(tmp_path: Path)
     write(source / "2.jsonl", {"a": "three", "b": "y"})
     with pytest.raises(UsageError, match="the column 'a' is double"):
         prepare(made, source)
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path: Path) -> None:
+    source, made = tmp_path / "in", recipe(tmp_path / "out", dedup="exact")
+    write(source / "0.jsonl", {"text": "a"})
+    others = [tmp_path / "out" / name / "train-00000.parquet" for name in ("shards", "staged", "signatures")]
+    for file in others:
+        file.parent.mkdir(parents=True)
+        file.write_text("theirs")
+    found = prepare(made, source)
+    write(source / "0.jsonl", {"text": "b"})
+    prepare(made, source)
+    assert [file.read_text() for file in others] == ["theirs"] * 3
+    left = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()} - {file.name for file in others}
+    assert len(left) == 3 and found.shards[0].name not in left, "the shard, its signature, the manifest"
+
+
+def test_a_type_of_a_column_that_is_not_there_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "0.jsonl", {"zip": "01234"})
+    with pytest.raises(UsageError, match=r"types='zpi': there is no such column, but zip\."):
+        prepare(recipe(tmp_path / "out", types=(("zpi", "string"),)), tmp_path / "in")

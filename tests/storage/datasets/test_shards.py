@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,13 @@ def test_what_is_no_tokenizer_is_refused(tokenizer: object, monkeypatch: pytest.
         pack_tokenizer(tokenizer)
 
 
-def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), ShardWriter(str(tmp_path / "shards" / "a.parquet"), SCHEMA):
+def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(ZeroDivisionError), ShardWriter(str(tmp_path / "shards" / "a.parquet"), SCHEMA) as writer:
+        writer.write({"x": pa.array(range(9000), pa.int64())})
+        assert not list((tmp_path / "temporary").iterdir()), "nothing is left of who is killed here"
         raise ZeroDivisionError
-    assert not (tmp_path / "shards").exists()
+    with pytest.raises(TypeError):
+        ShardWriter(str(tmp_path / "shards" / "a.parquet"), "no schema")
+    assert not (tmp_path / "shards").exists() and not list((tmp_path / "temporary").iterdir())

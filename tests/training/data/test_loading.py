@@ -22,6 +22,7 @@ from jupyter_llmcloud.storage.datasets import manifest
 from jupyter_llmcloud.storage.datasets.manifest import Manifest, Shard, Tokenizer
 from jupyter_llmcloud.storage.datasets.shards import ShardWriter
 from jupyter_llmcloud.training.data.loading import collated, load
+from jupyter_llmcloud.training.data.shard_dataset import _decoded
 from tests.support.worlds import Outcome, Ranks
 
 NUM_ROWS = 103
@@ -82,6 +83,20 @@ def test_epochs_differ_and_a_seed_repeats_them(prepared: str) -> None:
     assert first != second
     assert [[rows_of(batch) for batch in same] for _ in range(2)] == [first, second]
     assert [rows_of(batch) for batch in lc.data.load(prepared, batch_size=103, shuffle=False)] == [list(range(103))]
+
+
+class Where(os.PathLike[str]):
+    """What `lc.data.prepare` gives says by itself where the data is."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def __fspath__(self) -> str:
+        return self._at
+
+
+def test_prepared_data_is_loaded_as_it_was_given(prepared: str) -> None:
+    assert len(lc.data.load(Where(prepared)).dataset) == NUM_ROWS
 
 
 def test_filling_is_no_label(prepared: str) -> None:
@@ -196,6 +211,34 @@ def test_a_column_of_lists_is_a_tensor_of_rows_and_of_several_lengths_or_no_numb
     assert (batch["ids"], batch["who"]) == ([[1], [1, 2]], [["a"], ["b"]])
 
 
+def test_a_column_of_objects_is_a_batch_of_each_of_their_fields() -> None:
+    rows = [{"meta": {"n": 1, "tags": ["a"], "at": [1, 2]}}, {"meta": {"n": 2, "tags": [], "at": [3, 4]}}]
+    batch = collated(rows)["meta"]
+    assert (batch["n"].tolist(), batch["tags"], batch["at"].tolist()) == ([1, 2], [["a"], []], [[1, 2], [3, 4]])
+    assert collated([rows[0], {"meta": None}])["meta"] == [rows[0]["meta"], None]
+
+
+@pytest.mark.parametrize("values", [[1, None], [None, 1], [1.5, None], ["a", None], [True, None]], ids=str)
+def test_a_column_with_something_missing_stays_a_list(values: list[Any]) -> None:
+    assert collated([{"x": value} for value in values])["x"] == values
+
+
+def test_a_list_of_numbers_one_of_which_is_missing_is_no_number() -> None:
+    assert _decoded(pa.chunked_array([pa.array([[1, None]], pa.list_(pa.int64(), 2))])) == [[1, None]]
+
+
+def test_a_collator_of_other_people_is_given_a_list_of_rows(prepared: str) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(200)} | {"<mask>": 200, "<pad>": 201}
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words)), mask_token="<mask>", pad_token="<pad>"
+    )
+    batch = next(iter(lc.data.load(prepared, 4, collate_fn=DataCollatorForLanguageModeling(made))))
+    assert batch["input_ids"].shape == batch["labels"].shape == (4, SEQ_LEN)
+
+
 class Counting(IterableDataset[int]):
     """A stream of the user's own."""
 
@@ -222,6 +265,17 @@ def test_a_stream_is_shared_over_ranks(world_size: int, last: str) -> None:
     else:
         assert sorted(taken) == list(range(23))
     assert last == "pad" or max(taken.values()) == 1
+
+
+class Mixed(Counting):
+    """Its shuffle is not that of Hugging Face, but takes the size of a buffer."""
+
+    def shuffle(self, size: int) -> Mixed:
+        raise AssertionError(size)
+
+
+def test_a_stream_whose_shuffle_means_something_else_keeps_its_order() -> None:
+    assert next(iter(lc.data.load(Mixed(), 4))).tolist() == [0, 1, 2, 3]
 
 
 def test_a_stream_that_is_split_already_is_refused() -> None:
@@ -254,6 +308,9 @@ def test_a_stream_goes_on_at_its_row_with_another_number_of_ranks() -> None:
         (lambda at: lc.data.load(at, rank=2, world_size=2), UsageError, "the rank below the size"),
         (lambda at: lc.data.load(at, rank=0, world_size=200), UsageError, "103 rows for 200 ranks"),
         (lambda at: lc.data.load(7), UsageError, "int is no data set"),
+        (lambda at: lc.data.load({"train": [1], "test": [2]}), UsageError, r"by name \('train', 'test'\): give one"),
+        (lambda at: lc.data.load(pa.table({"x": [1]})), UsageError, "Table is a table: give its rows"),
+        (lambda at: lc.data.load(at, seed=None), UsageError, "seed=None: expected a whole number"),
         (lambda at: lc.data.load(Counting(), shuffle=True), UsageError, "cannot be shuffled"),
         (lambda at: lc.data.load(Squares(), columns=["x"]), UsageError, "columns= is for prepared data"),
     ],
