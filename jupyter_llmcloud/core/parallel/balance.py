@@ -14,17 +14,18 @@ MIN_WINDOW_S = 0.4  # of the slowest rank; what is shorter tells too little of a
 MIN_GAIN = 1.05
 
 
-def rows_of(weights: Sequence[float], total: int) -> list[int]:
-    """Whole rows in proportion to weights, one at least where there are enough; they sum up to the total."""
+def rows_of(weights: Sequence[float], total: int, least: int = 1) -> list[int]:
+    """Whole rows in proportion to weights, `least` at least where there are enough; they sum up to the total."""
     num = len(weights)
     if total < num:
         return [int(rank < total) for rank in range(num)]
-    spare, whole = total - num, sum(weights)
-    exact = [max(0.0, weight / whole * total - 1) for weight in weights]
+    least = min(least, total // num)
+    spare, whole = total - num * least, sum(weights)
+    exact = [max(0.0, weight / whole * total - least) for weight in weights]
     scale = spare / sum(exact) if sum(exact) else 0.0
-    rows = [1 + int(value * scale + 1e-9) for value in exact]
+    rows = [least + int(value * scale + 1e-9) for value in exact]
     # The largest remainder first; of equal ones the first rank's.
-    order = sorted(range(num), key=lambda rank: (rows[rank] - 1 - exact[rank] * scale, rank))
+    order = sorted(range(num), key=lambda rank: (rows[rank] - least - exact[rank] * scale, rank))
     for rank in order[: total - sum(rows)]:
         rows[rank] += 1
     return rows
@@ -37,10 +38,12 @@ class Balance:
     Attributes:
         num_ranks: of the world.
         weights: equal until something else is known.
+        least: rows of each, where there are enough.
     """
 
     num_ranks: int
     weights: list[float] = field(default_factory=list)
+    least: int = 1
     _seconds: list[float] = field(default_factory=list)
     _rows: list[float] = field(default_factory=list)
     _before: list[float] | None = None  # seconds a row, of a window that called for a change
@@ -54,7 +57,7 @@ class Balance:
         if all(weight == self.weights[0] for weight in self.weights):
             bounds = [total * rank // self.num_ranks for rank in range(self.num_ranks + 1)]
             return [high - low for low, high in pairwise(bounds)]
-        return rows_of(self.weights, total)
+        return rows_of(self.weights, total, self.least)
 
     def observe(self, seconds: Sequence[float], rows: Sequence[float]) -> bool:
         """Some steps have taken each rank so long for so many rows. Returns whether shares change."""

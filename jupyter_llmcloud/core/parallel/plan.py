@@ -241,7 +241,7 @@ def _sizes(kind: str, given: str | None, text: str) -> tuple[int, ...]:
     parts = given.lower().split("x")
     minimum = 1 if kind in (*APART, "hsdp") else 2
     if len(parts) != (2 if kind == "hsdp" else 1) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f"--plan {text!r}: after the colon come {_SHAPES.get(kind, 'whole numbers, as in ' + kind)}.")
+        raise UsageError(f"--plan {text!r}: after the colon a number is expected, as in {_SHAPES.get(kind, kind)}.")
     numbers = tuple(map(int, parts))
     if min(numbers) < minimum:
         raise UsageError(f"--plan {text!r}: expected at least {minimum}, not {min(numbers)}.")

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.data_loader import get_sampler
+from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import recursively_apply
+from accelerate.utils import DistributedType, recursively_apply
+from torch.distributed.tensor import DTensor, Replicate
 
 from jupyter_llmcloud.core.parallel.plan import APART
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.integrations.whole_states import in_place_of
 from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.plans import layout_of
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.base import Asynchronous, Strategy
+from jupyter_llmcloud.training.parallel.strategies.microbatches import PipelinedModel
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
+from jupyter_llmcloud.training.parallel.unwrap import chain
 from jupyter_llmcloud.training.preflight.automatic import FORECAST
 
 
@@ -28,14 +36,19 @@ def install() -> None:
     of = "accelerate:Accelerator"
     patches.PLANS.apply(
         {
+            f"{of}.__init__": _make_init,
+            f"{of}.num_processes": _make_num_processes,
             f"{of}.prepare": _make_prepare,
             f"{of}.prepare_model": _make_prepare_model,
             f"{of}.get_state_dict": _make_get_state_dict,
-            f"{of}.save_state": _make_refusing("save_state"),
-            f"{of}.load_state": _make_refusing("load_state"),
+            f"{of}.save": _make_save,
+            f"{of}.save_state": _make_whole_state("save_state"),
+            f"{of}.load_state": _make_whole_state("load_state"),
             f"{of}.gather": _make_gather,
             f"{of}.reduce": _make_reduce,
             "accelerate.state:PartialState.wait_for_everyone": _make_wait_for_everyone,
+            "accelerate.state:PartialState.split_between_processes": _make_split_between_processes,
+            "accelerate.local_sgd:LocalSGD.__init__": _make_local_sgd,
             "torch.nn.utils:clip_grad_norm_": _make_clip_grad_norm,
             "torch.nn.utils.clip_grad:clip_grad_norm_": _make_clip_grad_norm,
             "accelerate.accelerator:gather_object": _make_gather_object,
@@ -48,6 +61,44 @@ def install() -> None:
 
 def _strategy() -> Strategy | None:
     return ACTIVE.strategy
+
+
+_PLUGINS = {"ACCELERATE_USE_FSDP": "fsdp_plugin", "ACCELERATE_USE_DEEPSPEED": "deepspeed_plugin"}
+
+
+def _make_init(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        strategy = _strategy()
+        given = [plugin for name, plugin in _PLUGINS.items() if os.environ.get(name, "").lower() == "true"]
+        if not given or self.state.num_processes == 1:
+            return
+        if self.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            if strategy is not None:
+                raise UsageError(
+                    f"--plan {strategy.plan.text}: Accelerator({given[0]}=...) would spread the model a second time. "
+                    "Leave one of both out."
+                )
+        elif strategy is None and self.is_main_process:
+            print(
+                f"Accelerator({given[0]}=...) has no effect on ranks without GPUs, where Accelerate leaves it out: "
+                "each has the whole model, as under --plan ddp. Say --plan fsdp on the line of the cell.",
+                file=sys.stderr,
+            )
+
+    return __init__
+
+
+def _make_num_processes(original: Any) -> Any:
+    def num_processes(self: Any) -> int:
+        """How many ranks have data of their own: as many as gather() brings together, and a schedule is stepped for.
+
+        Loops multiply by it, and divide, what they have gathered.
+        """
+        count: int = original.fget(self)
+        return max(1, count // _num_copies(_strategy()))
+
+    return property(num_processes)
 
 
 def _is_new(value: Any) -> bool:
@@ -116,27 +167,71 @@ def _make_prepare_model(original: Any) -> Any:
     return prepare_model
 
 
+def _spread_within(model: Any) -> Any:
+    """What was spread of a model that the loop has, which may be a compiled one of it; None when nothing was."""
+    return next((part for part in chain(model) if part in PREPARED), None)
+
+
 def _make_get_state_dict(original: Any) -> Any:
     def get_state_dict(self: Any, model: Any, unwrap: bool = True) -> Any:
-        if model in PREPARED:
-            return layout_of(model).full_state(model)  # the same on every rank, all of which must ask
+        if (spread := _spread_within(model)) is not None:
+            say_apart(spread)
+            # The same on every rank, all of which must ask; of the kind in which save() looks for tensors that are one.
+            return OrderedDict(layout_of(spread).full_state(spread))
         return original(self, model, unwrap=unwrap)
 
     return get_state_dict
 
 
-def _make_refusing(name: str) -> Any:
+def say_apart(model: torch.nn.Module) -> None:
+    """The cell is about to save a model itself, of which ranks may have trained replicas apart."""
+    strategy = _strategy()
+    if strategy is not None and (words := strategy.about_to_save(model)) and strategy.rank == 0:
+        print(words, file=sys.stderr)
+
+
+def _make_save(original: Any) -> Any:
+    def save(self: Any, obj: Any, f: Any, safe_serialization: bool = False) -> Any:
+        strategy = _strategy()
+        if strategy is not None and strategy.cuts_models and _is_part(obj):
+            raise UsageError(
+                f"--plan {strategy.plan.text}: accelerator.save() writes what the first rank has, and of this model it "
+                "has a part only. Give it accelerator.get_state_dict(model), for which all ranks must ask, or call "
+                "accelerator.save_model(model, folder)."
+            )
+        return original(self, obj, f, safe_serialization)
+
+    return save
+
+
+def _is_part(value: Any) -> bool:
+    """Whether it is the state of a model, or holds one, of which other ranks have the rest."""
+    if isinstance(value, DTensor):
+        return True
+    if isinstance(value, list | tuple):
+        return any(_is_part(item) for item in value)
+    if not isinstance(value, dict):
+        return False
+    names = {name.removeprefix("module.") for name in value if isinstance(name, str)}
+    of_stages = [model.shapes.keys() for model in PREPARED.models if isinstance(model, PipelinedModel)]
+    return any(names and names < whole for whole in of_stages) or any(map(_is_part, value.values()))
+
+
+def _make_whole_state(name: str) -> Any:
     def make(original: Any) -> Any:
-        def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def of_whole(self: Any, *args: Any, **kwargs: Any) -> Any:
             strategy = _strategy()
-            if strategy is not None:
+            if strategy is None:
+                return original(self, *args, **kwargs)
+            if not strategy.cuts_tensors:
                 raise UsageError(
                     f"accelerator.{name}() does not know --plan {strategy.plan.text}: it would keep the optimizer of "
                     "one rank alone. Say --checkpoint-every N, or run.checkpoint() in the cell; --resume RUN goes on."
                 )
-            return original(self, *args, **kwargs)
+            with in_place_of(self, _spread_within, models=name == "load_state"):
+                return original(self, *args, **kwargs)
 
-        return refuse
+        return of_whole
 
     return make
 
@@ -151,9 +246,11 @@ def _make_clip_grad_norm(original: Any) -> Any:
     ) -> Any:
         strategy = _strategy()
         total_norm = getattr(strategy, "total_norm", None)
-        if total_norm is None:
-            return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        if total_norm is None:
+            is_cut = strategy is not None and strategy.cuts_tensors
+            clip = functools.partial(_clip_cut, original) if is_cut else original
+            return clip(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
         norm = total_norm(
             torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None], norm_type), norm_type
         )
@@ -163,6 +260,49 @@ def _make_clip_grad_norm(original: Any) -> Any:
         return norm
 
     return clip_grad_norm_
+
+
+def _clip_cut(original: Any, tensors: list[torch.Tensor], max_norm: float, norm_type: float, *options: Any) -> Any:
+    """Clip gradients some of which are cut over ranks, and return the norm of the whole.
+
+    torch returns one that is not summed up over the ranks yet, of which item() is what this rank has of it.
+    """
+    by_mesh: dict[Any, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.grad is not None:
+            by_mesh.setdefault(getattr(tensor.grad, "device_mesh", None), []).append(tensor)
+    if len(by_mesh) < 2:
+        return _whole(original(tensors, max_norm, norm_type, *options))
+    norms = [
+        _whole(torch.nn.utils.get_total_norm([tensor.grad for tensor in group if tensor.grad is not None], norm_type))
+        for group in by_mesh.values()
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    if options[0] and not torch.isfinite(norm):
+        raise RuntimeError(f"the total norm of order {norm_type} of the gradients is non-finite.")
+    for mesh, group in by_mesh.items():
+        alike = norm if mesh is None else DTensor.from_local(norm, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        torch.nn.utils.clip_grads_with_norm_(group, max_norm, alike)
+    return norm
+
+
+def _whole(norm: Any) -> torch.Tensor:
+    found: torch.Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return found
+
+
+def _make_local_sgd(original: Any) -> Any:
+    def __init__(self: Any, accelerator: Any, model: Any, local_sgd_steps: int, enabled: bool = True) -> None:
+        strategy = _strategy()
+        if strategy is not None and enabled:
+            raise UsageError(
+                f"--plan {strategy.plan.text}: LocalSGD of Accelerate averages what each rank has of a model, which is "
+                f"the whole model under --plan ddp only. Leave --plan out, or say --plan local-sgd:{local_sgd_steps} "
+                "and leave LocalSGD out."
+            )
+        original(self, accelerator, model, local_sgd_steps, enabled)
+
+    return __init__
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -184,10 +324,27 @@ def _make_prepare_data_loader(original: Any) -> Any:
             kwargs["process_index"], kwargs["num_processes"] = strategy.data_rank
             kwargs["dispatch_batches"] = False  # which would cut a batch for all ranks
         prepared = original(dataloader, *args, **BALANCE.options_of(dataloader, kwargs))
+        if strategy is not None and strategy.cuts_tensors:
+            _refuse_uneven(prepared, strategy)
         BALANCE.adopt(prepared)
         return prepared
 
     return prepare_data_loader
+
+
+def _refuse_uneven(loader: Any, strategy: Strategy) -> None:
+    """Every forward pass of a model that is cut brings all ranks together: they must have as many batches."""
+    sampler = getattr(getattr(loader, "base_dataloader", None), "batch_sampler", None)
+    number = strategy.data_rank[1]
+    if not isinstance(sampler, BatchSamplerShard) or sampler.even_batches or sampler.split_batches or sampler.drop_last:
+        return
+    if not hasattr(sampler.batch_sampler, "__len__") or not (left := sampler.total_length % number):
+        return
+    raise UsageError(
+        f"--plan {strategy.plan.text}: a pass over a loader of {sampler.total_length} batches with even_batches=False "
+        f"is one batch longer for {left} of {number} ranks, which would wait for the others for ever. Leave "
+        "even_batches=False out (gather_for_metrics() drops what is filled up), or say drop_last=True."
+    )
 
 
 def _make_pass(original: Any) -> Any:
@@ -221,7 +378,9 @@ def _make_gather(original: Any) -> Any:
         if isinstance(strategy, Asynchronous):
             return recursively_apply(lambda part: _joined(strategy.gathered(part)), tensor)
         gathered, copies = original(self, tensor), _num_copies(strategy)
-        return _every(gathered, self.num_processes, copies) if copies > 1 else gathered
+        if strategy is None or copies == 1:
+            return gathered
+        return _every(gathered, strategy.world_size, copies)
 
     return gather
 
@@ -274,8 +433,8 @@ def _make_reduce(original: Any) -> Any:
 
 
 def _one_of(total: torch.Tensor, copies: int) -> torch.Tensor:
-    """Of a sum over ranks so many of which have the same value; a count stays one."""
-    return total / copies if total.is_floating_point() or total.is_complex() else total // copies
+    """Of a sum over ranks so many of which have the same value; a count stays one, a flag of one of them is set."""
+    return total / copies if total.is_floating_point() or total.is_complex() else -(-total // copies)
 
 
 def _reduced(parts: list[torch.Tensor], reduction: str, scale: float) -> torch.Tensor:
@@ -295,6 +454,26 @@ def _make_wait_for_everyone(original: Any) -> Any:
             original(self)
 
     return wait_for_everyone
+
+
+def _make_split_between_processes(original: Any) -> Any:
+    def split_between_processes(self: Any, inputs: Any, apply_padding: bool = False) -> Any:
+        strategy = _strategy()
+        shares = self if _num_copies(strategy) == 1 or strategy is None else _OfDataRank(self, *strategy.data_rank)
+        return original(shares, inputs, apply_padding)
+
+    return split_between_processes
+
+
+class _OfDataRank:
+    """The state of a process that counts those which have data of their own."""
+
+    def __init__(self, state: Any, rank: int, number: int) -> None:
+        self._state = state
+        self.process_index, self.num_processes = rank, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
 
 
 def _make_scheduler_step(original: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from typing import Any
 
 import torch
@@ -9,7 +11,10 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.system.import_hooks import when_imported
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.diagnostics.loss_kinds import kind_of_loss
+from jupyter_llmcloud.training.integrations.accelerator_plans import say_apart
 from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.pipeline import PassThrough
@@ -27,25 +32,61 @@ def install() -> None:
     patches.TRAINER_PLANS.apply(
         {
             "transformers:Trainer._get_num_items_in_batch": _make_num_items,
+            "transformers:Trainer.compute_loss": _make_compute_loss,
             "transformers:Trainer.train": _make_train,
             "transformers:Trainer.evaluation_loop": _make_evaluation_loop,
             "transformers:PreTrainedModel.save_pretrained": _make_save_pretrained,
         }
     )
+    adapters = patches.ADAPTER_PLANS
+
+    def replace() -> None:
+        adapters.apply(dict.fromkeys(adapters.targets, _make_save_pretrained))
+
+    when_imported(adapters.module, replace)
 
 
 def _make_num_items(original: Any) -> Any:
     def num_items_in_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
         num_items = original(self, *args, **kwargs)
-        strategy = ACTIVE.strategy
         if torch.is_tensor(num_items) and self.args.average_tokens_across_devices:
-            BALANCE.is_weighed()  # its losses are sums, over the items of all ranks
-        if strategy is not None and torch.is_tensor(num_items) and self.args.average_tokens_across_devices:
-            # It multiplies the loss by all processes, since gradients are averaged over them: here over fewer.
-            num_items = num_items * (strategy.world_size // strategy.data_rank[1])
+            BALANCE.count_items(num_items)
         return num_items
 
     return num_items_in_batch
+
+
+def _make_compute_loss(original: Any) -> Any:
+    """A mean is multiplied by the ranks that an elastic run began with, not by those that there are.
+
+    A Trainer multiplies all losses by the latter, since those that are divided by the items of all ranks are averaged
+    over ranks.
+    """
+    takes_means = weakref.WeakKeyDictionary[Any, bool]()
+
+    def compute_loss(
+        self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        is_multiplied = (
+            num_items_in_batch is not None
+            and self.args.average_tokens_across_devices
+            and (self.model_accepts_loss_kwargs or self.compute_loss_func)
+        )
+        is_wrong = is_multiplied and BALANCE.share_of_ranks != 1.0
+        # What a loss is, is read from its graph: in an evaluation right after a resume, the first batch has one.
+        with torch.enable_grad() if is_wrong and self not in takes_means else contextlib.nullcontext():
+            found = original(self, model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        if not is_wrong:
+            return found
+        loss = found[0] if return_outputs else found
+        if loss.requires_grad:
+            takes_means[self] = kind_of_loss(loss).is_mean
+        if not takes_means.get(self, False):
+            return found
+        loss = loss * BALANCE.share_of_ranks
+        return (loss, *found[1:]) if return_outputs else loss
+
+    return compute_loss
 
 
 def _make_train(original: Any) -> Any:
@@ -82,6 +123,7 @@ def _make_save_pretrained(original: Any) -> Any:
                 "the line of the cell, or on every rank state_dict=accelerator.get_state_dict(model), and give that to "
                 "save_pretrained()."
             )
+        say_apart(self)
         return original(self, save_directory, *args, **kwargs)
 
     return save_pretrained

@@ -4,7 +4,8 @@ A prepared loader cuts every global batch by the shares of now. With `--balance`
 been without; with `--elastic` it is the one of the world that the run began with, so that a step, the length of a pass
 and every count of steps stay what they were. The gradients of a rank are weighed by its rows before
 DistributedDataParallel averages them, so that their mean is that of the whole batch. Speed is what a rank needs from
-the moment it asks for a batch until its last gradient is there: what it waits for others comes behind that.
+the moment it asks for a batch until its last gradient is there, without what it waits for others: at the end of each
+backward pass, and before a forward pass, where ranks take over the buffers of the first.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset
 
 from jupyter_llmcloud.core.parallel.balance import Balance
 from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import patches
-from jupyter_llmcloud.training.diagnostics.loss_kinds import sums_rows
+from jupyter_llmcloud.training.diagnostics.loss_kinds import kind_of_loss
+from jupyter_llmcloud.training.diagnostics.step_speed import EVERY, MAX_ROUNDING, StepMeasures, StepSpeed
 
-EVERY = 8  # steps between two exchanges of what was measured
-WARM_UP = 2  # steps that are not measured
 _SUM = (
     "the loss is a sum over its rows, or one that is divided by a count: a share of the rows is not that share of the "
     "gradient."
 )
 _TAKE_MEAN = 'Take a mean: loss.mean(), reduction="mean".'
+_UNLIKE = (
+    "the loss is a mean over targets of which rows have unlike numbers or weights (ignore_index, a mask, weight=): a "
+    "step is near that of one process, not equal to it, since gradients are weighed by rows"
+)
 
 
 @dataclass(frozen=True)
@@ -187,82 +192,12 @@ class _Delivery:
             BALANCE.delivered(current, current.deliver(self._draws_here))
 
 
-class _Step:
-    """What was measured since an optimizer stepped, or since an exchange.
-
-    Attributes:
-        seconds, rows: of this rank.
-        num_batches: of the last step.
-        passes: from which they came.
-        is_mixed: whether a step took batches of several passes.
-        is_uneven: whether ranks had different numbers of rows.
-        is_weighed: whether its losses are weighed over all ranks already.
-        has_sums: whether one of its losses is a sum over rows.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.rows = 0
-        self.num_batches = 0
-        self.passes: set[int] = set()
-        self.is_mixed = self.is_uneven = self.is_weighed = self.has_sums = False
-
-    def add(self, step: _Step) -> None:
-        """One more step."""
-        self.seconds += step.seconds
-        self.rows += step.rows
-        self.num_batches = step.num_batches
-        self.is_mixed |= len(step.passes) > 1
-        self.has_sums |= step.has_sums
-
-
-class _Speed:
-    """What this rank needs for its rows, step by step.
-
-    Attributes:
-        window: since the last exchange.
-        step: since an optimizer stepped.
-    """
-
-    def __init__(self) -> None:
-        self.window, self.step = _Step(), _Step()
-        self._last_gradient = self._asked = 0.0
-        self._num_steps = 0
-        self._has_gradients = False
-
-    def asks(self) -> None:
-        """A batch is about to be handed out."""
-        self._count_time()
-        self._asked = time.perf_counter()
-
-    def note_gradient(self) -> None:
-        """A gradient is there."""
-        self._last_gradient = time.perf_counter()
-        self._has_gradients = True
-
-    def _count_time(self) -> None:
-        if self._asked and self._last_gradient > self._asked:
-            self.step.seconds += self._last_gradient - self._asked
-        self._asked = 0.0
-
-    def after_step(self) -> bool:
-        """An optimizer has stepped; returns whether the window is to be exchanged."""
-        if not self._has_gradients:
-            return False
-        self._count_time()
-        self._num_steps += 1
-        step, self.step, self._has_gradients = self.step, _Step(), False
-        if self._num_steps <= WARM_UP:
-            return False
-        self.window.add(step)
-        return (self._num_steps - WARM_UP) % EVERY == 0
-
-
 class Balancer:
     """The shares of the present cell. One per process.
 
     Attributes:
         ranks: between which batches are shared.
+        speed: of this rank.
     """
 
     def __init__(self) -> None:
@@ -275,7 +210,7 @@ class Balancer:
         self._weight = 1.0
         self._balance: Balance | None = None
         self._measures = self._has_given_up = self._is_apart = False
-        self._speed = _Speed()
+        self.speed = StepSpeed()
         self._num_passes = 0
         self._current: weakref.ref[Pass] | None = None
         self._modes: set[bool] = set()  # in which batches were handed out: whether a model was in training mode
@@ -300,6 +235,12 @@ class Balancer:
     def num_sharing(self) -> int:
         """For how many ranks a loader's batches make a global one."""
         return self.reference or self.ranks.num
+
+    @property
+    def share_of_ranks(self) -> float:
+        """How many times as many ranks an elastic run began with; 1 in other cells."""
+        begun = self.ranks.reference if self.is_on else 0
+        return (begun or self.ranks.num) / self.ranks.num
 
     @property
     def is_training(self) -> bool:
@@ -408,16 +349,19 @@ class Balancer:
 
     def _copy(self) -> Balance:
         assert self._balance is not None
-        return Balance(self._balance.num_ranks, list(self._balance.weights))
+        layers = (layer for model in list(self._models) for layer in model.modules())
+        # Of one row no variance is known: such a layer would raise on a rank to which one is left.
+        least = 2 if any(isinstance(layer, _BatchNorm) for layer in layers) else 1
+        return Balance(self._balance.num_ranks, list(self._balance.weights), least)
 
     # --- a step ---
 
     def delivered(self, current: Pass, rows: list[int]) -> None:
         """A batch is about to be handed out, of which the ranks have so many rows."""
-        self._speed.asks()
+        self.speed.asks()
         if rows and self.is_training:
             self._current = weakref.ref(current)
-            step = self._speed.step
+            step = self.speed.step
             step.rows += rows[self.ranks.rank]
             step.num_batches += 1
             step.passes.add(current.number)
@@ -433,26 +377,36 @@ class Balancer:
         if self._balance is None or not rows:
             self._weight = 1.0
         elif is_training or True not in self._modes:
+            self.speed.step.last_rows = rows[self.ranks.rank]
             self._weight = rows[self.ranks.rank] * len(rows) / sum(rows)
             self._hook_models()
-            self._speed.step.is_uneven |= len(set(rows)) > 1
+            self.speed.step.is_uneven |= len(set(rows)) > 1
 
-    def is_weighed(self) -> None:
-        """The losses of the batches that were delivered are weighed over all ranks already, as a Trainer does it."""
-        self._weight = 1.0
-        self._speed.step.is_weighed = True
+    def count_items(self, num_items: torch.Tensor) -> None:
+        """A Trainer has counted the items of all ranks, by which losses of this step may be divided."""
+        self.speed.step.num_items = num_items
 
     def note_loss(self, losses: Any) -> None:
-        """Gradients are about to be computed: of a mean over rows, or of a sum, of which they are no share."""
-        step = self._speed.step
-        if self._balance is None or step.has_sums or step.is_weighed:
+        """Gradients are about to be computed: of a mean over rows, or of a sum, of which they are no share.
+
+        What a Trainer counts for its losses not every model and `compute_loss` uses. A compiled one does not show it.
+        """
+        step = self.speed.step
+        if self._balance is None or step.has_sums:
             return
-        step.has_sums = any(isinstance(loss, torch.Tensor) and sums_rows(loss) for loss in losses)
+        kinds = [kind_of_loss(loss) for loss in losses if isinstance(loss, torch.Tensor)]
+        if step.num_items is not None and any(kind.may_be_over(step.num_items) for kind in kinds):
+            self._weight = 1.0
+        elif any(kind.is_sum for kind in kinds):
+            step.has_sums = True
+        elif step.last_rows and not self._has_given_up:
+            for count in [count for kind in kinds for count in kind.counts]:
+                step.note_count(count / step.last_rows)
 
     def _weigh(self, gradient: torch.Tensor) -> torch.Tensor | None:
         if self._balance is None:
             return None
-        self._speed.note_gradient()
+        self.speed.note_gradient()
         return gradient * self._weight if self._weight != 1.0 else None
 
     def after_step(self) -> None:
@@ -461,7 +415,7 @@ class Balancer:
             return
         if not self._measures:
             self._check_step()
-        elif self._speed.after_step():
+        elif self.speed.after_step():
             self._exchange()
 
     def _check_step(self) -> None:
@@ -469,14 +423,16 @@ class Balancer:
 
         Batches of several loaders have one weight only where it is that of all ranks.
         """
-        step, self._speed.step = self._speed.step, _Step()
+        step, is_other = self.speed.next_step(), self.ranks.num != self.ranks.reference
         if not self._modes:
             self._say(
                 "--elastic: the rows of this step came from no loader that accelerator.prepare() or lc.data.load() has "
                 f"made in this cell: the batch of the {self.ranks.reference} ranks that the run began with does not "
                 "stay when their number changes."
             )
-        if step.has_sums and self.ranks.num != self.ranks.reference:
+        if is_other and self.speed.num_steps % EVERY == 1 and step.is_unlike:
+            self._say(f"--elastic: {_UNLIKE}, and near that of the ranks that the run began with.")
+        if step.has_sums and is_other:
             self._say(
                 f"--elastic: {_SUM} Its gradient is not what it was on the {self.ranks.reference} ranks that the run "
                 f"began with. {_TAKE_MEAN}"
@@ -492,11 +448,15 @@ class Balancer:
         """Tell all ranks what was measured here; they come to one result."""
         current = self._current() if self._current is not None else None
         drawn, number = (current.drawn, current.number) if current is not None else (0, 0)
-        window, self._speed.window = self._speed.window, _Step()
+        window, self.speed.window = self.speed.window, StepMeasures()
         own = [window.seconds, window.rows, drawn, number, window.num_batches, window.is_mixed, window.has_sums]
-        table = _gathered(own)
-        seconds, rows, drawns, numbers, batches, mixed, sums = (list(column) for column in zip(*table, strict=True))
+        table = _gathered([*own, float(window.sum_of_counts)])
+        seconds, rows, drawns, numbers, batches, mixed, sums, counts = (
+            list(column) for column in zip(*table, strict=True)
+        )
         assert self._balance is not None
+        if len(set(self._balance.weights)) > 1 and max(counts) - min(counts) > MAX_ROUNDING * max(counts):
+            self._say(f"--balance: {_UNLIKE}. With equal shares it is not equal to it either.")
         if any(mixed):
             self._give_up("a step takes batches of several loaders, whose rows would have to be weighed apart")
         elif any(sums):
@@ -539,14 +499,34 @@ BALANCE = Balancer()
 
 
 def install() -> None:
-    """Look at the losses of cells whose batches are shared out. Called once, in a rank."""
+    """Look at what cells do whose batches are shared out. Called once, in a rank."""
+    patches.LOSSES.apply(
+        {
+            "torch.autograd:_engine_run_backward": _make_backward,
+            "torch.nn.parallel:DistributedDataParallel._pre_forward": _make_pre_forward,
+        }
+    )
 
-    def make(original: Any) -> Any:
-        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if BALANCE.is_on:
-                BALANCE.note_loss(t_outputs)
+
+def _make_backward(original: Any) -> Any:
+    def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (BALANCE.is_on and kwargs.get("accumulate_grad")):  # else no gradient of a parameter comes of it
             return original(t_outputs, *args, **kwargs)
+        BALANCE.note_loss(t_outputs)
+        result = original(t_outputs, *args, **kwargs)
+        BALANCE.speed.backward_ended()
+        return result
 
-        return _engine_run_backward
+    return _engine_run_backward
 
-    patches.LOSSES.apply({"torch.autograd:_engine_run_backward": make})
+
+def _make_pre_forward(original: Any) -> Any:
+    def _pre_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not BALANCE.is_on:
+            return original(self, *args, **kwargs)
+        began = time.perf_counter()
+        result = original(self, *args, **kwargs)
+        BALANCE.speed.waited(time.perf_counter() - began)
+        return result
+
+    return _pre_forward

@@ -26,6 +26,13 @@ def test_rows_are_whole_and_sum_up_and_every_rank_has_one(
     assert sum(rows) == total
 
 
+def test_more_than_one_row_is_left_to_each_where_a_model_needs_them() -> None:
+    assert rows_of((9, 1), 6, least=2) == [4, 2]
+    assert rows_of((9, 1), 12, least=2) == [10, 2]
+    assert rows_of((9, 1), 3, least=2) == [2, 1]  # as without
+    assert Balance(2, [3.0, 1.0], 2).rows(4) == [2, 2]
+
+
 def test_shares_are_equal_until_two_windows_in_a_row_call_for_others() -> None:
     balance = Balance(2)
     assert balance.rows(16) == [8, 8]

@@ -8,7 +8,41 @@ from typing import Any
 import pytest
 import torch
 
+from jupyter_llmcloud.training.diagnostics import step_speed
 from tests.support.worlds import AgentProcess, Ranks
+
+
+def test_what_a_rank_waits_for_others_is_no_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a fast rank that waits in the first of two backward passes seems to be as slow as the one it waits for."""
+    now = 1.0
+    monkeypatch.setattr(step_speed.time, "perf_counter", lambda: now)
+
+    def at(moment: float) -> None:
+        nonlocal now
+        now = 1.0 + moment
+
+    speed = step_speed.StepSpeed()
+    speed.asks()
+    at(5)
+    speed.waited(4)  # for the buffers of the first rank
+    for gradient, ended in ((6, 10), (11, 20)):
+        at(gradient)
+        speed.note_gradient()
+        at(ended)
+        speed.backward_ended()
+    assert speed.step.seconds == 1 + 1 + 1
+    at(21)
+    speed.after_step()
+    at(23)
+    speed.note_gradient()  # of another model, whose optimizer steps on the same batch
+    speed.after_step()
+    at(30)
+    speed.asks()
+    at(31)
+    speed.note_gradient()
+    speed.after_step()
+    assert speed.window.seconds == 1  # the two before were to warm up
+
 
 # A forward pass that takes a rank a time for each row: a machine of known speed, also under load.
 CELL = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,16 +12,19 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from jupyter_llmcloud.core.parallel.balance import Balance
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.data import loading
 from jupyter_llmcloud.training.data.rank_batches import Group
+from jupyter_llmcloud.training.integrations.trainer_plans import _make_compute_loss
+from jupyter_llmcloud.training.parallel import balance
 from jupyter_llmcloud.training.parallel.balance import BALANCE, DataRanks
 
 ROWS = 42
 
 
 @pytest.fixture(autouse=True)
-def balance() -> Iterator[None]:
+def left_alone() -> Iterator[None]:
     Accelerator()  # whose state a loader asks for
     yield
     BALANCE.close()
@@ -90,6 +94,146 @@ def test_the_gradient_of_ranks_that_have_different_numbers_of_rows_is_that_of_th
         assert model.weight.grad is not None
         reached = reached + model.weight.grad[0, 0] / 3
     assert torch.isclose(reached, torch.arange(8.0).mean())
+
+
+ITEMS = torch.tensor(8)
+LOSSES = {
+    "mean": lambda out: out.mean() * 3 / 3,
+    "by the items of all": lambda out: out.sum() / ITEMS * 3,
+    "in a compiled model": lambda out: _Compiled.apply(out.sum() / ITEMS * 3),
+}
+
+
+class _Compiled(torch.autograd.Function):
+    """Shows nothing of what is before it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+@pytest.mark.parametrize("kind", list(LOSSES))
+def test_a_loss_of_trainer_is_weighed_once_by_the_items_of_all_ranks_or_by_rows(kind: str) -> None:
+    """It counts the items of all ranks wherever a model could take them; whether the loss is divided by them is seen."""
+    reached = torch.zeros(())
+    for rank in range(3):
+        BALANCE.begin(False, DataRanks(rank, 3, 2, 1, 3))
+        model = torch.nn.Linear(1, 1, bias=False)
+        BALANCE.add_model(model)
+        (rows,) = next(iter(prepared(loader())))
+        BALANCE.count_items(ITEMS)
+        loss = LOSSES[kind](model(rows[:, None].float()))
+        BALANCE.note_loss((loss,))
+        loss.backward()
+        assert model.weight.grad is not None
+        reached = reached + model.weight.grad[0, 0] / 3
+    assert torch.isclose(reached, torch.arange(8.0).mean())
+
+
+@pytest.mark.parametrize(
+    ("num", "is_mean", "wanted"), [(1, True, 2.0), (2, True, 1.0), (1, False, 1.0), (2, False, 1.0)]
+)
+def test_a_mean_that_trainer_multiplies_by_the_ranks_is_multiplied_by_those_that_the_run_began_with(
+    num: int, is_mean: bool, wanted: float
+) -> None:
+    """A sum over the items of all ranks is right as it is: it was multiplied since gradients are averaged."""
+    BALANCE.begin(False, DataRanks(0, num, 2, 1, 2))
+    each = torch.nn.Linear(1, 1)(torch.ones(4, 1))
+
+    class Trainer:
+        args = SimpleNamespace(average_tokens_across_devices=True)
+        model_accepts_loss_kwargs = True
+        compute_loss_func = None
+
+    trainer = Trainer()
+
+    def original(*_: Any, return_outputs: bool, num_items_in_batch: torch.Tensor) -> Any:
+        graph = each if torch.is_grad_enabled() else each.detach()
+        loss = (graph.mean() if is_mean else graph.sum() / num_items_in_batch) * num
+        return (loss, "outputs") if return_outputs else loss
+
+    compute_loss = _make_compute_loss(original)
+    unscaled = each.mean() if is_mean else each.sum() / ITEMS
+    assert torch.isclose(compute_loss(trainer, None, {}, num_items_in_batch=ITEMS), unscaled * num * wanted)
+    loss, outputs = compute_loss(trainer, None, {}, True, ITEMS)
+    assert torch.isclose(loss, unscaled * num * wanted)
+    assert outputs == "outputs"
+    with torch.no_grad():  # evaluations, also one right after a resume
+        for evaluated in (trainer, Trainer()):
+            assert torch.isclose(compute_loss(evaluated, None, {}, num_items_in_batch=ITEMS), unscaled * num * wanted)
+
+
+def test_a_sum_of_trainer_that_is_divided_by_something_else_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """As reduction="batchmean" of a distillation."""
+    BALANCE.begin(False, DataRanks(0, 1, 2, 1, 2))
+    model = torch.nn.Linear(1, 1, bias=False)
+    for (rows,) in prepared(loader()):
+        BALANCE.count_items(torch.tensor(9))
+        BALANCE.note_loss((model(rows[:, None].float()).sum() / len(rows),))
+        BALANCE.after_step()
+    assert capfd.readouterr().err.count("--elastic: the loss is a sum over its rows, or one that is divided") == 1
+
+
+def test_a_mean_over_unlike_numbers_of_targets_is_said_on_another_number_of_ranks(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for num, ignored, is_said in ((1, 3, True), (1, 0, False), (2, 3, False)):
+        BALANCE.begin(False, DataRanks(0, num, 2, 1, 2))
+        model = torch.nn.Linear(1, 2)
+        BALANCE.add_model(model)
+        for (rows,) in prepared(loader()):
+            targets = torch.zeros(len(rows), dtype=torch.long)
+            targets[:ignored] = -100
+            BALANCE.note_loss((torch.nn.functional.cross_entropy(model(rows[:, None].float()), targets),))
+            BALANCE.after_step()
+        said = capfd.readouterr().err
+        assert said.count("--elastic: the loss is a mean over targets of which rows have unlike numbers") == is_said
+
+
+@pytest.mark.parametrize(("theirs", "is_said"), [(5, True), (3, False)])
+def test_with_unlike_shares_a_mean_over_unlike_numbers_of_targets_is_said(
+    theirs: int, is_said: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    counts = [torch.full((6,), 3), torch.full((2,), theirs)]  # targets of each row
+
+    def gathered(own: list[float]) -> list[list[float]]:
+        ours, num_steps = own[-1], 8
+        other = 0.0
+        for _ in range(num_steps):
+            other = 0.9 * other + float(counts[1].sum()) / 2
+        return [own, [*own[:-1], ours if not ours else other]]
+
+    monkeypatch.setattr(balance, "_gathered", gathered)
+    BALANCE.begin(True, DataRanks(0, 2))
+    BALANCE._balance = Balance(2, [3.0, 1.0])
+    model = torch.nn.Linear(1, 2)
+    BALANCE.add_model(model)
+    given = DataLoader(TensorDataset(torch.arange(100.0)), batch_size=4)
+    for (rows,) in prepared(given, num_processes=2, process_index=0):
+        assert len(rows) == 6
+        targets = torch.zeros(len(rows), 8, dtype=torch.long)
+        targets[:, 3:] = -100
+        loss = torch.nn.functional.cross_entropy(model(rows[:, None]).repeat(1, 8).view(-1, 2), targets.view(-1))
+        BALANCE.note_loss((loss,))
+        loss.backward()
+        BALANCE.after_step()
+    said = capfd.readouterr().err
+    assert said.count("--balance: the loss is a mean over targets of which rows have unlike numbers") == is_said
+
+
+def test_every_rank_keeps_two_rows_where_a_layer_takes_their_variance() -> None:
+    for layer, rows in ((torch.nn.BatchNorm1d(1), [6, 2]), (torch.nn.LayerNorm(1), [7, 1])):
+        BALANCE.begin(True, DataRanks(0, 2))
+        BALANCE._balance = Balance(2, [9.0, 1.0])
+        model = torch.nn.Sequential(layer)
+        BALANCE.add_model(model)
+        assert BALANCE.begin_pass().draw(8) == rows
+        BALANCE.begin(False, DataRanks())
+        del model
 
 
 def test_what_is_evaluated_between_a_batch_and_its_gradient_does_not_weigh_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def alone(node_agent: AgentProcess) -> dict[str, Any]:
     found = {}
     for name, clip, layers in (("clip", CLIP, 2), ("no clip", NO_CLIP, 2), ("deep clip", CLIP, 4)):
         ranks.ok(training(batch=8, clip=clip, layers=layers, optimizer=SGD))
-        found[name] = {"losses": ranks.pull("losses"), "state": ranks.pull("state")}
+        found[name] = {what: ranks.pull(what) for what in ("losses", "norms", "state")}
     ranks.end()
     return found
 
@@ -52,8 +53,12 @@ def test_a_plan_trains_what_one_process_trains(four: Ranks, alone: dict[str, Any
     clip = NO_CLIP if plan in APART else CLIP
     layers = 4 if plan.startswith("pipeline") else 2
     cell = training(batch=EXACT[plan], layers=layers, clip=clip, seed="rank" if plan != "ddp" else "0", optimizer=SGD)
+    if plan == "tp:4":  # by torch itself, of gradients some of which are cut
+        cell = cell.replace("accelerator.clip_grad_norm_", "torch.nn.utils.clip_grad_norm_")
     four.ok(f"{cell}\nwith model.no_sync():  # loops that accumulate by hand ask for it\n    pass", plan=plan)
     assert four.pull("losses") == pytest.approx(wanted["losses"], abs=1e-5)
+    if plan not in APART:  # on every rank the norm of the whole, not of what the rank has of it
+        assert four.pull("norms", 1) == pytest.approx(wanted["norms"], rel=1e-4)
     for rank in range(4):
         close(four.pull("state", rank), wanted["state"])
 
@@ -286,3 +291,48 @@ def test_an_adapter_is_trained_and_saved_as_without_a_plan(four: Ranks) -> None:
     assert saved["local-sgd:2"].keys() == saved["ddp"].keys()
     refused = four.run(text, plan="tp:4")
     assert refused.error["ename"] == "UsageError" and "--plan fsdp, or ddp" in refused.error["evalue"]
+    by_hand = four.run(f"{text}\naccelerator.unwrap_model(model).save_pretrained(run.folder)", plan="fsdp")
+    assert by_hand.error["ename"] == "UsageError" and "its part alone" in by_hand.error["evalue"]
+
+
+# --- Accelerate's own checkpoints ------------------------------------------------------------------------------------
+
+SAVED_AND_LOADED = """
+folder = {folder!r}
+if {loads}:
+    accelerator.load_state(folder)
+else:
+    accelerator.save_state(folder)
+losses = []
+for batch in loader:
+    loss = model(input_ids=batch, labels=batch).loss
+    accelerator.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(accelerator.reduce(loss.detach(), "mean").item())
+"""
+
+
+@pytest.mark.parametrize("plan", ["fsdp", "tp:4", pytest.param("tp+fsdp", marks=pytest.mark.story)])
+def test_accelerates_checkpoints_are_those_of_one_process(four: Ranks, plan: str, tmp_path: Path) -> None:
+    cell = training(batch=EXACT[plan], optimizer=ADAM, tied=True)
+    folder = str(tmp_path / "state")
+    four.ok(cell + SAVED_AND_LOADED.format(folder=folder, loads=False), plan=plan)
+    losses = four.pull("losses")
+    # What goes on from it is another training until then.
+    other = training(batch=EXACT[plan], optimizer=ADAM, tied=True, epochs=2, seed="5")
+    four.ok(other + SAVED_AND_LOADED.format(folder=folder, loads=True), plan=plan)
+    assert four.pull("losses") == pytest.approx(losses, abs=1e-6)
+    state = torch.load(tmp_path / "state/optimizer.bin", weights_only=True)["state"]
+    model = load_file(tmp_path / "state/model.safetensors")
+    moments = [tuple(row["exp_avg"].shape) for row in state.values()]
+    assert sorted(moments) == sorted(tuple(value.shape) for value in model.values())
+
+
+def test_ranks_that_share_a_batch_are_told_when_they_are_given_different_ones(four: Ranks) -> None:
+    cell = training(batch=2, layers=4, weights=False)
+    by_rank = cell.replace("in loader:", "in [rows[rank * 2 : rank * 2 + 2]]:")
+    for plan in ("tp:4", "pipeline:4"):
+        outcome = four.run(by_rank, plan=plan)
+        assert outcome.error["ename"] == "UsageError", outcome.error
+        assert "another input_ids on rank 1 than on rank 0" in outcome.error["evalue"]

@@ -1,10 +1,11 @@
-"""Replicas that train apart go on from a checkpoint as undisturbed, whatever other models there are on some ranks."""
+"""Replicas go on from a checkpoint as undisturbed: apart, beside other models, with what ranks have of their own data."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from jupyter_llmcloud.training.checkpoint.stateful_objects import StatefulObject, memory_of
 from tests.support.worlds import Ranks
 
 OTHER = """
@@ -41,6 +42,51 @@ for rows in loader:
         (run.folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 """
+
+# Evaluated without the wrapper, which would give every rank the statistics of the first one before its next step.
+NORMALISED = """
+import os, signal, torch
+from accelerate import Accelerator
+accelerator = Accelerator()
+torch.manual_seed(0)
+inner = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
+loader = torch.utils.data.DataLoader(torch.arange(96.0).reshape(24, 4).sin(), batch_size=4)
+model, optimizer, loader = accelerator.prepare(inner, optimizer, loader)
+step, seen = 0, []
+for epoch in range(2):
+    inner.train()
+    for rows in loader:
+        accelerator.backward(model(rows).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+    inner.eval()
+    with torch.no_grad():
+        seen.append(inner(torch.ones(1, 4)).item())
+    if DIE and rank == 1 and not (run.folder / "died").exists():
+        (run.folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_the_first_rank_saves_for_all_are_no_buffers_of_another_one() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    buffers = {b.untyped_storage().data_ptr() for b in model.buffers()}
+    shared, own = StatefulObject("model", model, True), StatefulObject("model", model, False)
+    assert memory_of([shared], is_first=True) == memory_of([own], is_first=False) == weights | buffers
+    assert memory_of([shared], is_first=False) == weights
+
+
+def test_a_replica_has_the_statistics_of_its_own_data_until_the_next_step(world: Ranks) -> None:
+    options = {"checkpoint_every": 3, "max_restarts": 1}
+    world.ok(NORMALISED.replace("DIE", "0"), **options)
+    wanted = [world.pull("seen", rank) for rank in range(2)]
+    assert wanted[0] != wanted[1]
+    outcome = world.ok(NORMALISED.replace("DIE", "epoch == 0"), **options)
+    assert outcome.record.num_restarts == 1
+    assert [world.pull("seen", rank) for rank in range(2)] == wanted
 
 
 @pytest.mark.slow

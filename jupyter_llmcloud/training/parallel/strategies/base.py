@@ -23,10 +23,12 @@ class Strategy:
 
     Attributes:
         cuts_models: whether a rank has a part of each model only, not one that it could save alone.
+        cuts_tensors: whether that is a part of each tensor, of which the ranks together have the whole.
         is_asynchronous: whether ranks wait for each other nowhere, so that the first saves without asking the others.
     """
 
     cuts_models = True
+    cuts_tensors = False
     is_asynchronous = False
 
     def __init__(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> None:
@@ -59,6 +61,10 @@ class Strategy:
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped."""
+
+    def about_to_save(self, model: torch.nn.Module) -> str:
+        """What is to be said of a model that the cell itself is about to save; "" for nothing."""
+        return ""
 
     def end(self) -> None:
         """The cell has come to its end on every rank: they hold one model afterwards."""

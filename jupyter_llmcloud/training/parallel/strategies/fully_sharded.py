@@ -22,6 +22,8 @@ from jupyter_llmcloud.training.parallel.strategies.base import Strategy
 class FullySharded(Strategy):
     """`fsdp`: over all ranks; `hsdp`: over those of a group, whose groups hold copies."""
 
+    cuts_tensors = True
+
     def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
         """Cut a model in place."""
         blocks = blocks_of(model, self.plan)

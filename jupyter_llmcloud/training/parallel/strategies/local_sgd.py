@@ -21,9 +21,11 @@ class ModelReplica:
         parameters: those that are trained.
         num_steps: of its optimizer, since it was prepared or the group was renewed.
         serial: the same on all ranks that hold it.
+        is_told: whether the cell was told that what it saves is this replica alone.
     """
 
     serial = 0
+    is_told = False
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = weakref.ref(model)
@@ -87,6 +89,17 @@ class LocalSGD(Strategy):
         average([parameter.data for parameter in replica.parameters])
         average_buffers(replica.buffers())
         replica.num_left = 0
+
+    def about_to_save(self, model: torch.nn.Module) -> str:
+        plain = unwrapped(model)
+        own = next((one for one in self.replicas if one.model is not None and unwrapped(one.model) is plain), None)
+        if own is None or own.is_told or not own.num_left % self.plan.sizes[0]:
+            return ""
+        own.is_told = True
+        return (
+            f"--plan {self.plan.text}: what is saved here is the replica of one rank, which has trained apart since "
+            "the ranks met last. They are one model at the end of the cell: --save model on its line keeps that."
+        )
 
     def end(self) -> None:
         """Models of cells that have failed may live on some ranks only, and have made other numbers of steps there."""

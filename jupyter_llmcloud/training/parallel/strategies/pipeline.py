@@ -21,13 +21,13 @@ from jupyter_llmcloud.core.parallel.outer_schedule import fragments_of
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.group.shared_draws import draw_alike
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy
 from jupyter_llmcloud.training.parallel.strategies.microbatches import Outputs, PipelinedModel, Stage
+from jupyter_llmcloud.training.parallel.strategies.same_batches import SharingStrategy
 
 _IGNORED = -100  # a label that the loss leaves out
 
 
-class Pipeline(Strategy):
+class Pipeline(SharingStrategy):
     """Every rank of the world is a stage."""
 
     def parallelize(self, model: nn.Module, accelerator: Any) -> nn.Module:
@@ -38,7 +38,9 @@ class Pipeline(Strategy):
         stage = stage_of(model, self.rank, number, plan)
         model.to(self.device)
         draw_alike(self.data_rank[0])
-        return PipelinedModel(model, stage, shapes, self.plan.settings["microbatches"] or number)
+        pipelined = PipelinedModel(model, stage, shapes, self.plan.settings["microbatches"] or number)
+        pipelined.register_forward_pre_hook(self._batches.look, with_kwargs=True)
+        return pipelined
 
     def total_norm(self, norm: torch.Tensor, norm_type: float) -> torch.Tensor:
         """Of the gradients of all stages, from that of this one."""

@@ -19,8 +19,8 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.group.shared_draws import draw_alike
 from jupyter_llmcloud.training.parallel.mesh import MESHES
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy
 from jupyter_llmcloud.training.parallel.strategies.fully_sharded import blocks_of, shard
+from jupyter_llmcloud.training.parallel.strategies.same_batches import SharingStrategy
 
 _STYLES: dict[str, Callable[[], ParallelStyle]] = {
     "colwise": ColwiseParallel,
@@ -35,8 +35,10 @@ _STYLES: dict[str, Callable[[], ParallelStyle]] = {
 _KINDS = (torch.nn.Linear, torch.nn.Embedding)
 
 
-class TensorParallel(Strategy):
+class TensorParallel(SharingStrategy):
     """Every rank of the world has a part of each layer."""
+
+    cuts_tensors = True
 
     def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
         """Cut a model in place."""
@@ -45,6 +47,7 @@ class TensorParallel(Strategy):
         model.to(self.device)
         mesh = MESHES.get(self.plan.mesh(self.world_size), self.device)
         self.cut(model, styles, mesh["tp"])
+        model.register_forward_pre_hook(self._batches.look, with_kwargs=True)
         return model
 
     def check(self, model: torch.nn.Module) -> dict[str, ParallelStyle]:
