@@ -10,6 +10,7 @@ import zlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate
 
 from jupyter_llmcloud.training.checkpoint import rng
@@ -35,7 +36,7 @@ def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, 
         for name, tensor in plain.named_parameters():
             if (wrapper is not None and name not in ignored) or _is_replicated(tensor):
                 parameters[prefix + name + _part(tensor)] = _local(tensor)
-        if wrapper is not None:
+        if wrapper is not None or _is_sharded_over_all(plain):
             buffers |= {prefix + name: value for name, value in plain.named_buffers() if name not in ignored}
     return _digests(parameters), _digests(buffers)
 
@@ -43,6 +44,12 @@ def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, 
 def of_rng() -> dict[str, str]:
     """Digests of this rank's random number generators."""
     return {name: f"{zlib.crc32(repr(_plain(state)).encode()):08x}" for name, state in rng.snapshot().items()}
+
+
+def _is_sharded_over_all(model: torch.nn.Module) -> bool:
+    """Whether all ranks have a part of each layer: what is no parameter each of them has as a whole."""
+    meshes = {each.device_mesh for each in model.parameters() if isinstance(each, DTensor)}
+    return bool(meshes) and all(mesh.size() == dist.get_world_size() for mesh in meshes)
 
 
 def _is_replicated(tensor: torch.Tensor) -> bool:

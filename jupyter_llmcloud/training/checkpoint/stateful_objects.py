@@ -163,12 +163,18 @@ def layers(value: Any) -> list[Any]:
     return [value] if inner is value else [value, inner]
 
 
-def memory_of(found: list[StatefulObject]) -> set[int]:
-    """Where the memory begins that these objects' states hold."""
+def memory_of(found: list[StatefulObject], is_first: bool = True) -> set[int]:
+    """Where the memory begins that these objects' states hold; `is_first`: of the rank that saves what is shared.
+
+    Buffers of replicas are alike only where DistributedDataParallel has just broadcast them: what others have computed
+    of their own data since, which an evaluation may read, is theirs.
+    """
     tensors: list[torch.Tensor] = []
     for item in found:
         if item.is_module:
-            tensors += [*item.value.parameters(), *_kept_buffers(item.value)]
+            tensors += item.value.parameters()
+            if is_first or not item.shared:
+                tensors += _kept_buffers(item.value)
         elif item.is_optimizer:
             states = _inner(item.value).state.values()
             tensors += [part for state in states for part in state.values() if isinstance(part, torch.Tensor)]

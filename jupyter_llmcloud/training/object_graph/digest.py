@@ -11,6 +11,7 @@ import hashlib
 import marshal
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,13 @@ Identity = Callable[[], Any]
 _SMALL = 1 << 16  # bytes that are hashed as they are
 _WORDS = 1 << 16  # of a block
 _CHUNK = 16 << 20  # bytes that come from a device at once
-_WEIGHTS = np.random.Generator(np.random.PCG64(0x6C6C6D63)).integers(
-    0, 2**64, size=(2, _WORDS), dtype=np.uint64
-) | np.uint64(1)
+
+
+@cache
+def _weights() -> np.ndarray:
+    """A megabyte, which a rank that saves no checkpoints does without."""
+    generator = np.random.Generator(np.random.PCG64(0x6C6C6D63))
+    return generator.integers(0, 2**64, size=(2, _WORDS), dtype=np.uint64) | np.uint64(1)
 
 
 def digest(value: Any) -> bytes:
@@ -49,13 +54,13 @@ def _chunks(data: np.ndarray | torch.Tensor) -> Iterator[np.ndarray]:
 
 
 def _sums(data: np.ndarray) -> bytes:
-    sums = bytearray()
+    sums, weights = bytearray(), _weights()
     for number, start in enumerate((0, 4)):
         whole = (len(data) - start) // 8 * 8
         words = data[start : start + whole].view(np.uint64)
         for at in range(0, len(words), _WORDS):
             block = words[at : at + _WORDS]
-            sums += int(np.dot(block, _WEIGHTS[number, : len(block)])).to_bytes(8, "little")
+            sums += int(np.dot(block, weights[number, : len(block)])).to_bytes(8, "little")
         sums += data[:start].tobytes() + data[start + whole :].tobytes()
     return bytes(sums)
 

@@ -23,6 +23,7 @@ _CONTAINERS = (dict, list, tuple)
 GRADIENT = "<gradient>"
 _LONG = 160  # characters of an address, from where on a number takes the place of the path
 MAX_OBJECTS = 100_000  # of a cell; each costs some 20 µs at every checkpoint
+_LEAST_ID = 1 << 32  # a number below is no address in memory
 
 # What is to be done about an object that cannot be saved, by what leads to it; the first that leads there counts. What
 # holds something of ANY or MAY that cannot be saved is left as the cell makes it; of MAY only little is saved.
@@ -200,6 +201,19 @@ class Graph:
                 entry.kind, entry.items, entry.data = STATEFUL_FOLLOWED, entry.items[1:], None
             elif entry.kind not in (STATEFUL_FOLLOWED, WRAPPER):
                 entry.kind, entry.head, entry.items, entry.refusal, entry.data = kind, [], [], "", None
+
+    def ids_in(self, plain: Any) -> dict[int, str]:
+        """The numbers in plain data that are the id() of an object that was reached, each with its address."""
+        found: dict[int, str] = {}
+        pending = [plain]
+        while pending:
+            for item in pending.pop():
+                if type(item) is int:
+                    if item > _LEAST_ID and (address := self._addresses.get(item)) is not None:
+                        found[item] = address
+                elif type(item) is list:
+                    pending.append(item)
+        return found
 
     def reached(self) -> set[str]:
         """The addresses of everything that a variable leads to."""

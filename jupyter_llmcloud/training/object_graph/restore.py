@@ -73,7 +73,7 @@ class Restorer:
         self._done: dict[str, Any] = {}
         self._taken: set[int] = set()
         self._pending: list[tuple[str, Kind, Any, Node, bool]] = []
-        self._ready: list[tuple[str, Kind, Any, Node, list[Any]]] = []  # of which all that they consist of is known
+        self._ready: list[tuple[str, Kind, Any, Any, list[Any]]] = []  # of which all that they consist of is known
         # Who stood there when the training began has its place, and so has what was not saved: it can be nowhere else.
         self._reserved = {
             id(found): address for address, node in nodes.items()
@@ -90,6 +90,11 @@ class Restorer:
             self._done.setdefault(address, found)
         return self._done[address]
 
+    def root(self, root: dict[str, Any]) -> Any:
+        """The value of a variable."""
+        ids, value = self._ids_of_now(root), self.value(root["value"])
+        return ids.get(value, value) if type(value) is int else value
+
     def finish(self, below: Collection[str] | None = None) -> None:
         """Fill what was found or made: what has keys after what these consist of, what is told its state last.
 
@@ -97,14 +102,25 @@ class Restorer:
         """
         while (at := next((n for n, item in enumerate(self._pending) if _is_in(item[0], below)), None)) is not None:
             address, kind, target, node, is_kept = self._pending.pop(at)
-            children = [self.value(item) for item in node["items"]]
+            head, children = self._parts(node)
             if not (is_kept and self._has(target, children)):
-                self._ready.append((address, kind, target, node, children))
+                self._ready.append((address, kind, target, head, children))
         ready = [item for item in self._ready if _is_in(item[0], below)]
         self._ready = [item for item in self._ready if not _is_in(item[0], below)]
         ready.reverse()  # the inner before the outer
-        for _, kind, target, node, children in sorted(ready, key=lambda item: _order(item[1])):
-            kind.fill(target, node["head"], children)
+        for _, kind, target, head, children in sorted(ready, key=lambda item: _order(item[1])):
+            kind.fill(target, head, children)
+
+    def _parts(self, node: Node) -> tuple[Any, list[Any]]:
+        """The head and the children of an object."""
+        head, children = node["head"], [self.value(item) for item in node["items"]]
+        if not (ids := self._ids_of_now(node)):
+            return head, children
+        return _exchanged(head, ids), [ids.get(item, item) if type(item) is int else item for item in children]
+
+    def _ids_of_now(self, saved: dict[str, Any]) -> dict[int, int]:
+        """The id() that objects have in this process, by those that they had."""
+        return {number: id(self.value([at])) for number, at in saved.get("ids", {}).items() if at in self.nodes}
 
     def _below(self, node: Node) -> set[str]:
         """The addresses of everything that an object consists of."""
@@ -150,12 +166,12 @@ class Restorer:
             return found
         if kind.name == "reduced" and (id(found) in self._in_use or self._draws(address)):
             raise ResumeMissed(f"the iterator {_named(address)} is not where it was: it is drawn from beside a loop.")
-        children = [self.value(item) for item in node["items"]]
-        if found is not _MISSING and kind.kept and self._is_like(found, kind, node, children):
+        head, children = self._parts(node)
+        if found is not _MISSING and kind.kept and self._is_like(found, kind, node, head, children):
             self._taken.add(id(found))
-            kind.attach(found, node["head"], children)
+            kind.attach(found, head, children)
             return found
-        return self._made(kind, address, node, children)
+        return self._made(kind, address, node, head, children)
 
     def _draws(self, address: str) -> bool:
         """Whether an iterator draws from a pass over a loader, so that another one could not go on in its place."""
@@ -213,7 +229,7 @@ class Restorer:
         self._pending.append((address, kind, target, node, is_kept))
         return target
 
-    def _made(self, kind: Kind, address: str, node: Node, children: list[Any]) -> Any:
+    def _made(self, kind: Kind, address: str, node: Node, head: Any, children: list[Any]) -> Any:
         if not kind.made:
             return self._missing(address, node)
         if kind.name in ("tensor", "array") and isinstance(children[0], NotSaved):
@@ -224,7 +240,7 @@ class Restorer:
             if address in self._done:  # it is part of itself
                 return self._done[address]
             cls = None if kind.name in ("reduced", "named", "torch value", "dict view") else self._class(node)
-            return kind.build(cls, node["head"], children)
+            return kind.build(cls, head, children)
         except CannotSave as error:
             raise ResumeMissed(f"{_named(address)} cannot be restored: {error}.") from None
 
@@ -236,12 +252,12 @@ class Restorer:
             )
         return cls
 
-    def _is_like(self, found: Any, kind: Kind, node: Node, children: list[Any]) -> bool:
+    def _is_like(self, found: Any, kind: Kind, node: Node, head: Any, children: list[Any]) -> bool:
         """Whether an object that cannot be filled consists of just these, but for what is attached to it."""
         entry: Entry = self.live.entry_of(found)
         if entry.refusal or entry.kind.name != kind.name:
             return False
-        (there, items), (head, parts) = kind.own(entry.head, entry.items), kind.own(node["head"], children)
+        (there, items), (head, parts) = kind.own(entry.head, entry.items), kind.own(head, children)
         if there != head or len(items) != len(parts):
             return False
         if node["kind"] == "tensor" and node["changed"] and entry.head[-3:-2] == [True]:
@@ -276,6 +292,12 @@ class Restorer:
         if type(item) is not list:
             return type(item) is type(wanted) and type(item) in SIMPLE and (item == wanted or item != item)
         return self.live.entries[item[0]].value is wanted
+
+
+def _exchanged(plain: Any, ids: dict[int, int]) -> Any:
+    if type(plain) is list:
+        return [_exchanged(item, ids) for item in plain]
+    return ids.get(plain, plain) if type(plain) is int else plain
 
 
 def _is_saved(node: Node) -> bool:

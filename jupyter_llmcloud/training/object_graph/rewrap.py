@@ -69,9 +69,12 @@ def _renamed(saved: dict[str, Any], rename: Callable[[str], str]) -> dict[str, A
         new = {**node, "items": [reference(item) for item in node["items"]]} if "items" in node else dict(node)
         if "path" in new:
             new["path"] = rename(new["path"])
-        return new
+        return with_ids(new)
+
+    def with_ids(holder: dict[str, Any]) -> dict[str, Any]:
+        return {**holder, "ids": {n: rename(at) for n, at in holder["ids"].items()}} if "ids" in holder else holder
 
     return {
-        "roots": {at: {**root, "value": reference(root["value"])} for at, root in saved["roots"].items()},
+        "roots": {at: with_ids({**root, "value": reference(root["value"])}) for at, root in saved["roots"].items()},
         "nodes": {rename(address): of_node(node) for address, node in saved["nodes"].items()},
     }

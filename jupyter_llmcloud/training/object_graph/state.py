@@ -16,12 +16,14 @@ import torch
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
 from jupyter_llmcloud.training.object_graph.digest import digest, digest_bytes
 from jupyter_llmcloud.training.object_graph.graph import ANY, LOSES, MAY, MUST, Entry, Graph, Identities
+from jupyter_llmcloud.training.object_graph.kinds.base import Fixed
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 SMALL = 4096 * 8  # bytes of memory that are saved whether they have changed or not
 MAX_AT_ONCE = 64 << 20  # bytes that are compared while the training waits; more by the thread that writes
 _FEW = 1000  # items of a container that is saved whether it has changed or not
 _MANY = 100_000  # items of a container that is not mentioned
+_WORDS = {"code": "function"}  # for what a class would not tell
 
 CopyBytes = Callable[[str, torch.Tensor], torch.Tensor]
 _OTHER = b"another one than at any time since then"
@@ -99,6 +101,9 @@ class ObjectState:
             self._in_body = set()  # another iteration has begun, which makes others
         reached = graph.reached()
         nodes = {at: self._node(entry, covered, copy, limit) for at, entry in graph.entries.items() if at in reached}
+        for node in nodes.values():
+            if node.get("items") or node.get("head"):
+                _note_ids(node, graph, [node["head"], node["items"]])
         for root in self._not_whole(graph, nodes):
             del graph.roots[root]
         wanted = graph.under(graph.roots)
@@ -107,6 +112,8 @@ class ObjectState:
                       "new": address not in self._first_roots, "early": address in self._early_roots}
             for address, value in graph.roots.items()
         }  # fmt: skip
+        for saved_root in roots.values():
+            _note_ids(saved_root, graph, [saved_root["value"]])
         return {"roots": roots, "nodes": {address: node for address, node in nodes.items() if address in wanted}}
 
     def _not_whole(self, graph: Graph, nodes: dict[str, Any]) -> list[str]:
@@ -125,8 +132,9 @@ class ObjectState:
             return self._unsaved(entry, entry.refusal)
         known = self._first.get(entry.address)
         changed = known != entry.fingerprint() or self._has_other_bytes(entry)
-        if known is None and not (entry.kind.made or entry.kind.led):
-            return self._unsaved(entry, f"a {entry.type_name.rpartition(':')[2]} that the training has made")
+        is_another = entry.kind.name == Fixed.name and self.known.address_of(entry.value) != entry.address
+        if (known is None or is_another) and not (entry.kind.made or entry.kind.led):
+            return self._unsaved(entry, f"a {_WORDS.get(entry.kind.name, _class_of(entry))} that the training has made")
         if changed and (reason := entry.kind.refusal(entry.head)):
             return self._unsaved(entry, reason)
         node = {"kind": entry.kind.name, "type": entry.type_name, "changed": changed, "digest": entry.fingerprint(),
@@ -206,6 +214,16 @@ class ObjectState:
             "items": [],
             "known": False,
         }
+
+
+def _note_ids(saved: dict[str, Any], graph: Graph, plain: list[Any]) -> None:
+    """In the process that restores it an object has another id(), by which a cell may look for it."""
+    if found := graph.ids_in(plain):
+        saved["ids"] = found
+
+
+def _class_of(entry: Entry) -> str:
+    return entry.type_name.rpartition(":")[2]
 
 
 def _size(entry: Entry) -> int:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from jupyter_llmcloud.training.checkpoint import replica_digests
 from jupyter_llmcloud.training.checkpoint.replica_digests import _digests
@@ -48,6 +53,25 @@ def test_an_empty_tensor_has_one() -> None:
 
 def test_a_model_that_nothing_has_spread_is_not_compared() -> None:
     assert replica_digests.of_models([torch.nn.Linear(2, 2)]) == ({}, {})
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """Of which the other one does nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize(
+    ("num_ranks", "names"), [(2, {"running_mean", "running_var", "num_batches_tracked"}), (1, set())]
+)
+def test_buffers_of_a_model_that_is_sharded_over_all_ranks_are_compared(num_ranks: int, names: set[str]) -> None:
+    model = torch.nn.BatchNorm1d(4)
+    fully_shard(model, mesh=DeviceMesh("cpu", list(range(num_ranks)), mesh_dim_names=("shard",)))
+    parameters, buffers = replica_digests.of_models([model])
+    assert parameters == {} and set(buffers) == names
 
 
 def test_each_generator_has_its_own() -> None:

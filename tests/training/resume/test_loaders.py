@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.resume.cell.frame_variables import keeps_batches
@@ -87,13 +87,16 @@ def test_a_loader_is_named_by_the_order_in_which_the_loaders_of_its_cell_were_ma
     assert list(registry.used()) == ["new 1"]
 
 
-def test_a_loader_that_was_not_drawn_from_gets_its_saved_order_with_its_next_pass() -> None:
+def test_a_loader_that_is_made_later_gets_its_saved_order_with_its_next_pass() -> None:
     registry, loader = LoaderRegistry(), DataLoader(range(9), shuffle=True, generator=torch.Generator().manual_seed(3))
     registry.begin_cell()
     key = registry.use(loader)
     saved = registry.orders()
     wanted = [int(item) for item in loader]
+    registry = LoaderRegistry()
+    registry.begin_cell()
     registry.restore(5, saved)
+    assert registry.use(loader) == key
     assert [int(item) for item in loader] != wanted
     registry.restore_order(key)
     assert [int(item) for item in loader] == wanted
@@ -249,3 +252,25 @@ def test_a_pass_is_led_to_the_order_that_the_cells_own_sampler_had_when_it_began
     again.passes._pending = saved
     assert [batch.tolist() for batch in iteration] == left
     assert used != left
+
+
+def test_a_loader_has_its_saved_order_before_the_cell_gives_it_another_epoch() -> None:
+    def made() -> tuple[LoaderRegistry, Any]:
+        registry = LoaderRegistry()
+        registry.begin_cell()
+        loader = DataLoader(range(8), sampler=DistributedSampler(range(8), 1, 0), generator=torch.Generator())
+        registry.number(loader)
+        return registry, loader
+
+    registry, loader = made()
+    key = registry.use(loader)
+    loader.sampler.set_epoch(3)
+    loader.generator.manual_seed(7)
+    orders = registry.orders()
+    again, other = made()
+    again.restore(1, orders)
+    assert (other.sampler.epoch, other.generator.initial_seed()) == (3, 7)
+    other.sampler.set_epoch(4)
+    assert again.use(other) == key
+    again.restore_order(key)
+    assert other.sampler.epoch == 4

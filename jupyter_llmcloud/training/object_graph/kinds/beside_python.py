@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import types
 import weakref
 from typing import Any
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-from jupyter_llmcloud.training.object_graph.kinds.base import Child, Untouched
+from jupyter_llmcloud.training.object_graph.kinds.base import Child, Untouched, visible
+from jupyter_llmcloud.training.object_graph.kinds.tensors import is_attached
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
@@ -46,6 +48,44 @@ class ThreadEvent(Untouched):
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         (value.set if head[0] else value.clear)()
+
+
+class Labelled(Untouched):
+    """What does something, a thread or a logger: the attributes that a cell has given to it."""
+
+    name = "labelled"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = added_to(value)
+        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        vars(value).update(zip(head, children, strict=True))
+
+
+class ManagedValue(Untouched):
+    """What a multiprocessing.Manager keeps in its process: a dict, a list or a value."""
+
+    name = "managed value"
+    kept = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [], [("<value>", value.get() if hasattr(value, "get") and hasattr(value, "set") else value._getvalue())]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        if hasattr(value, "set"):
+            value.set(children[0])
+        elif hasattr(value, "update"):
+            value.clear()
+            value.update(children[0])
+        else:
+            value[:] = children[0]
+
+
+def is_managed(value: Any) -> bool:
+    """Whether a manager keeps it; imports nothing."""
+    cls = type(value)
+    return cls.__module__ == "multiprocessing.managers" and cls.__name__ in ("DictProxy", "ListProxy", "ValueProxy")
 
 
 class MovedBar(Untouched):
@@ -139,6 +179,32 @@ def states_of_hooks(wrapper: torch.nn.Module) -> list[Child]:
     if ACTIVE.compression:  # --compress-gradients begins anew, and says so in its help
         own = [(hook, state) for hook, state in own if not isinstance(state, PowerSGDState)]
     return [(f"<hook {number}>", state) for number, (_, state) in enumerate(own)]
+
+
+def added_to(value: Any) -> list[Child]:
+    """The attributes that a cell has given to an object of a library: no method of the library knows of them."""
+    cls: Any = type(value)
+    known = _mentioned_by(cls)
+    return [(n, item) for n, item in visible(value) if not (n in known or n[0] == "_") and is_attached(n, item)]
+
+
+@functools.cache
+def _mentioned_by(cls: type) -> frozenset[str]:
+    found: set[str] = set()
+    of_library = [base for base in cls.__mro__ if not is_own_module(str(base.__module__))]
+    pending = [item for base in of_library for item in vars(base).values()]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, types.CodeType):
+            found.update(item.co_names)
+            pending += item.co_consts
+        elif isinstance(item, property):
+            pending += [item.fget, item.fset]
+        elif isinstance(item, staticmethod | classmethod):
+            pending.append(item.__func__)
+        elif isinstance(item, types.FunctionType):
+            pending += [item.__code__, vars(item).get("__wrapped__")]
+    return frozenset(found)
 
 
 def is_own_hook(hook: Any) -> bool:

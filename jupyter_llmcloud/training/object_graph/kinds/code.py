@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import hashlib
 import sys
+from types import CodeType, MethodType
 from typing import Any
 
-from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind, Untouched, find, name_of
 
 _SLOT_TYPES = (property, staticmethod, classmethod)
 
@@ -50,8 +53,38 @@ def _is_of_class(name: str, item: Any) -> bool:
     return not (name.startswith("__") and name.endswith("__")) and not is_slot and not of_enum
 
 
+class Code(Untouched):
+    """What a function does: a name that is bound to another function may be all that tells of a change."""
+
+    name = "code"
+
+    def split(self, value: CodeType) -> tuple[Any, list[Child]]:
+        return [_digest_of(value)], []
+
+    def fits(self, value: CodeType, head: Any) -> bool:
+        """Whether it does the same."""
+        return [_digest_of(value)] == head
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest_of(code: CodeType) -> str:
+    """Alike in all processes that have it of one source."""
+    found = hashlib.blake2b(code.co_code, digest_size=16)
+    found.update(repr((code.co_names, code.co_varnames)).encode())
+    for item in code.co_consts:
+        found.update(_told_of(item).encode())
+    return found.hexdigest()
+
+
+def _told_of(constant: Any) -> str:
+    if isinstance(constant, CodeType):
+        return _digest_of(constant)
+    # The order of a set is another one in each process.
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
+
+
 class Function(Kind):
-    """A function of the user's own: its attributes, what it has closed over, and its defaults."""
+    """A function of the user's own: its code, its attributes, what it has closed over, and its defaults."""
 
     name = "function"
     made = False
@@ -61,8 +94,10 @@ class Function(Kind):
         cells = [
             (f"<closure {n}>", c) for n, c in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         ]
-        defaults = [("<defaults>", value.__defaults__), ("<keyword defaults>", value.__kwdefaults__)]
-        return [value.__qualname__, [n[1:] for n, _ in own], len(cells)], [*own, *cells, *defaults]
+        others = [
+            ("<code>", value.__code__), ("<defaults>", value.__defaults__), ("<keyword defaults>", value.__kwdefaults__)
+        ]  # fmt: skip
+        return [value.__qualname__, [n[1:] for n, _ in own], len(cells)], [*own, *cells, *others]
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         _, names, _ = head
@@ -156,10 +191,14 @@ class Method(Kind):
     filled = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
-        return [value.__name__], [("<self>", value.__self__)]
+        owner, function = value.__self__, getattr(value, "__func__", None)
+        of_class = getattr(type(owner), value.__name__, None)
+        if function is None or isinstance(owner, type) or getattr(of_class, "__func__", of_class) is function:
+            return [value.__name__], [("<self>", owner)]
+        return [value.__name__], [("<self>", owner), ("<function>", function)]  # which the cell has bound itself
 
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
-        return getattr(children[0], head[0])
+        return MethodType(children[1], children[0]) if len(children) > 1 else getattr(children[0], head[0])
 
 
 class Named(Kind):

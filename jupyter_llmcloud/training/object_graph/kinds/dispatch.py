@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
 import contextvars
 import enum
@@ -50,11 +51,12 @@ _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
 _STATEFUL, STATEFUL_FOLLOWED, WRAPPER = reduced.Stateful(), reduced.SavedElsewhere(), reduced.Wrapper()
 _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE, _COMPILED = code.Function(), code.Class(), code.Cache(), code.Compiled()
-_ARROW, DATA_SET = arrow.ArrowArray(), arrow.DataSet()
+DATA_SET = arrow.DataSet()
 _SCALAR, _MODULE, _COUNTING = values.Scalar(), instances.Module(), instances.Counting()
 _SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
-_MISSING, _ARROW_TYPE = values.Missing(), arrow.ArrowType()
-_LEFT_OUT = beside_python.LeftOutOfGradients()
+_MISSING, _PROXY = values.Missing(), values.MappingView()
+_LEFT_OUT, _LABELLED = beside_python.LeftOutOfGradients(), beside_python.Labelled()
+_MANAGED = beside_python.ManagedValue()
 TRAINED_TENSOR, _HOOKS, _EVENT = tensors.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
 _ARRAY, _OBJECTS, _ARRAY_OF_CLASS = tensors.Array(), tensors.Objects(), tensors.ArrayOfClass()
@@ -76,9 +78,9 @@ _PACKAGES = (
 # Of these, those that count steps: when they exchange next depends on it.
 _COUNTS = ("accelerate.local_sgd", "torch.distributed.algorithms.model_averaging")
 _FIXED_TYPES: tuple[type, ...] = (
-    threading.Thread, threading.Condition, threading.Semaphore, subprocess.Popen, logging.Logger,
+    threading.Condition, threading.Semaphore, subprocess.Popen,
     Trainer, types.TracebackType, types.FrameType,
-    types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
+    types.GetSetDescriptorType, types.MemberDescriptorType,
     type(threading.Lock()), type(threading.RLock()), weakref.ProxyType,
 )  # fmt: skip
 _WRAPPERS = ("AcceleratedOptimizer", "AcceleratedScheduler")
@@ -109,6 +111,7 @@ _EXACT: dict[type, Kind] = {
     array.array: values.Numbered(),
     **dict.fromkeys(values.DictView.types, values.DictView()),
     types.CellType: code.ClosureCell(),
+    types.CodeType: code.Code(),
     types.MethodType: code.Method(),
     contextvars.ContextVar: code.Context(),
     weakref.ref: containers.Weak(),
@@ -119,6 +122,10 @@ _EXACT: dict[type, Kind] = {
     torch.dtype: values.Torch(),
     torch.device: values.Torch(),
     torch.Size: values.Torch(),
+    torch.memory_format: values.Torch(),
+    torch.qscheme: values.Torch(),
+    torch.finfo: values.Torch(),
+    torch.iinfo: values.Torch(),
     torch.layout: _FIXED,
     types.EllipsisType: values.Singleton(),
     types.NotImplementedType: values.Singleton(),
@@ -142,9 +149,9 @@ BY_NAME: dict[str, Kind] = {
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
         STATEFUL_FOLLOWED, WRAPPER, _LEFT_OUT, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT,
-        _COUNTING,
+        _COUNTING, _LABELLED, _MANAGED,
         _FUNCTION, _CLASS, _CACHE, _COMPILED, _SHARDED, _ARRAY, _ARRAY_OF_CLASS, _OBJECTS, _SCALAR, _MODULE,
-        _RESTATED, _ARROW, _ARROW_TYPE, _MISSING, DATA_SET, instances.Member(),
+        _RESTATED, arrow.ARRAY, arrow.TABLE, arrow.TYPE, arrow.SCALAR, _MISSING, _PROXY, DATA_SET, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
@@ -164,6 +171,8 @@ def _kind_by_base(value: Any) -> Kind:
     if isinstance(value, np.ndarray):
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _ARRAY_OF_CLASS
+    if isinstance(value, types.MappingProxyType):
+        return _FIXED if "__module__" in value else _PROXY  # that of a class shows its methods
     if isinstance(value, types.FunctionType):
         if "_torchdynamo_orig_callable" in vars(value):
             return _COMPILED
@@ -194,11 +203,9 @@ def _kind_by_base(value: Any) -> Kind:
         return found
     if _is_of(type(value), ("jupyter_llmcloud",)):
         return iterators.FOLLOWED
-    if arrow.is_arrow_array(type(value)):
-        return _ARROW
-    if arrow.is_arrow_type(type(value)):
-        return _ARROW_TYPE
-    if isinstance(value, collections.UserDict):  # also a batch of a tokenizer, which a loop may keep
+    if (found := arrow.kind_of_arrow(type(value))) is not None:
+        return found
+    if isinstance(value, collections.UserDict | asyncio.Queue):  # also a batch of a tokenizer, which a loop may keep
         return _OBJECT
     if _is_of(type(value), _COUNTS):
         return _COUNTING
@@ -210,6 +217,10 @@ def _kind_by_base(value: Any) -> Kind:
 
 
 def _beside_python(value: Any) -> Kind | None:
+    if isinstance(value, threading.Thread | logging.Logger):
+        return _LABELLED
+    if beside_python.is_managed(value):
+        return _MANAGED
     if beside_python.is_shared_numbers(value):
         return _SHARED_NUMBERS
     if isinstance(value, tqdm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     slots,
     visible,
 )
-from jupyter_llmcloud.training.object_graph.kinds.beside_python import hooks_of, states_of_hooks
+from jupyter_llmcloud.training.object_graph.kinds.beside_python import added_to, hooks_of, states_of_hooks
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
@@ -65,11 +66,11 @@ class Module(Kind):
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         own = vars(value)
         wraps = name_of(type(value)).startswith(_WRAPPERS)
-        plain = [
-            (name, item)
-            for name, item in own.items()
-            if (name in _OF_WRAPPERS if wraps else not (_is_of_module(name) or _is_outdated_view(item)))
-        ]
+        if wraps:
+            plain = [*((name, own[name]) for name in _OF_WRAPPERS if name in own), *added_to(value)]
+        else:
+            plain = [(n, item) for n, item in own.items() if not (_is_of_module(n) or _is_outdated_view(item))]
+            plain += [(n, item) for n, item in own.items() if _is_bound_by_cell(n, item)]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
         children += states_of_hooks(value) if wraps else hooks_of(value)
@@ -103,6 +104,13 @@ _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
 _OF_WRAPPERS = ("require_forward_param_sync",)
 _OF_MODULES = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", "_original_forward", "forward"}
 _OF_MODULES |= {"_metric_attributes"}  # of Lightning, by id(): another one in another process
+
+
+def _is_bound_by_cell(name: str, item: Any) -> bool:
+    """Whether a module was given another `forward` by a cell, not by a library."""
+    function = item.func if isinstance(item, functools.partial) else getattr(item, "__func__", item)
+    names = getattr(function, "__globals__", {})
+    return name == "forward" and is_own_module(str(names.get("__name__")))
 
 
 def _is_of_module(name: str) -> bool:
@@ -152,7 +160,10 @@ class Raised(Kind):
 
 
 class Loader(Untouched):
-    """A DataLoader: which batch is next is known elsewhere; what it draws from may change, and is filled by itself."""
+    """A DataLoader: which batch is next is known elsewhere; what it draws from may change, and is filled by itself.
+
+    So may the attributes that a cell has given to it.
+    """
 
     name = "loader"
 
@@ -164,7 +175,13 @@ class Loader(Untouched):
         known = {id(part) for _, part in own}
         inner = [part for part in parts_of(value)[1:] if _may_change(part) and id(part) not in known]
         own += [(f"<inner {number}>", part) for number, part in enumerate(inner)]
-        return [name for name, _ in own], own
+        added = added_to(value)
+        own += [(f".{name}", item) for name, item in added]
+        return [[name for name, _ in own], [name for name, _ in added]], own
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        _, added = head
+        vars(value).update(zip(added, children[len(children) - len(added) :], strict=True))
 
 
 _CHANGED_BY_LOOPS = (WeightedRandomSampler, SubsetRandomSampler, BatchSampler)
@@ -172,7 +189,7 @@ _CHANGED_BY_LOOPS = (WeightedRandomSampler, SubsetRandomSampler, BatchSampler)
 
 def _may_change(part: Any) -> bool:
     """Whether a sampler or a collate function is the user's own, or one of torch's whose contents loops change."""
-    return is_own_module(type(part).__module__) or type(part) in _CHANGED_BY_LOOPS
+    return is_own_module(type(part).__module__) or type(part) in _CHANGED_BY_LOOPS or bool(added_to(part))
 
 
 class Member(Kind):

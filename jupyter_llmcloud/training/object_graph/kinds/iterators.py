@@ -52,7 +52,7 @@ class SuspendedGenerator(Untouched):
         if frame is None:
             return ["ended"], []
         names, children = _named(frame.f_locals)
-        return [frame.f_lasti, names, _positions(value)], children
+        return [frame.f_lasti, names, _positions(value)], [*children, ("<code>", frame.f_code)]
 
     def refusal(self, head: Any) -> str:
         return "a generator that has been advanced, which no checkpoint can hold"

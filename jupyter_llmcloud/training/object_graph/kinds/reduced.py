@@ -18,7 +18,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     name_of,
     visible,
 )
-from jupyter_llmcloud.training.object_graph.kinds.beside_python import is_own_hook
+from jupyter_llmcloud.training.object_graph.kinds.beside_python import added_to, is_own_hook
 from jupyter_llmcloud.training.object_graph.kinds.instances import has_plain_layout
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
@@ -139,7 +139,14 @@ class Wrapper(Untouched):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         inner = getattr(value, "optimizer", None) if hasattr(value, "param_groups") else value.scheduler
-        return [], [(".inner", inner)] if is_own_module(str(type(inner).__module__)) or beside_state(inner)[1] else []
+        own = added_to(value)
+        children = [(f".{name}", item) for name, item in own]
+        if is_own_module(str(type(inner).__module__)) or beside_state(inner)[1]:
+            children.append((".inner", inner))
+        return [name for name, _ in own], children
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        vars(value).update(zip(head, children, strict=False))
 
 
 @functools.cache
@@ -151,7 +158,8 @@ def _of_optimizers() -> frozenset[str]:
 def beside_state(value: Any) -> tuple[list[str], list[Child]]:
     """Names and values of what the state_dict() of an optimizer or a schedule of the user's leaves out."""
     if isinstance(value, torch.optim.Optimizer):
-        own = [(name, item) for name, item in visible(value) if _is_beside(value, name)]
+        is_own = is_own_module(str(type(value).__module__))
+        own = [(n, item) for n, item in visible(value) if _is_beside(n)] if is_own else added_to(value)
         hooks = [hook for kind in _HOOKS for hook in list((getattr(value, kind, None) or {}).values())]
         kept = [(f"<hook {number}>", hook) for number, hook in enumerate(filter(is_own_hook, hooks))]
         return [name for name, _ in own], [*((f".{name}", item) for name, item in own), *kept]
@@ -160,9 +168,8 @@ def beside_state(value: Any) -> tuple[list[str], list[Child]]:
     return [], [(f".lr_lambdas[{number}]", item) for number, item in enumerate(found)]
 
 
-def _is_beside(value: torch.optim.Optimizer, name: str) -> bool:
-    is_own = is_own_module(str(type(value).__module__))
-    return is_own and name not in _of_optimizers() and not name.startswith("_")
+def _is_beside(name: str) -> bool:
+    return name not in _of_optimizers() and not name.startswith("_")
 
 
 def _keeps_something(function: Any) -> bool:

@@ -53,10 +53,11 @@ _ATTACHED = (list, tuple, dict, set, frozenset, deque, np.ndarray)
 
 def attached_to(value: torch.Tensor) -> list[Child]:
     """The attributes that a cell has given to a tensor."""
-    return [(name, item) for name, item in vars(value).items() if _is_attached(name, item)]
+    return [(name, item) for name, item in vars(value).items() if is_attached(name, item)]
 
 
-def _is_attached(name: str, item: Any) -> bool:
+def is_attached(name: str, item: Any) -> bool:
+    """Whether an attribute of an object of a library is one that a cell has given to it."""
     if type(item) in SIMPLE:
         return not name.startswith(_BY_LIBRARIES)
     if name.startswith("_"):  # of a library, as a rule: what a flat parameter was made of

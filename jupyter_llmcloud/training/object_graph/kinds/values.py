@@ -160,6 +160,19 @@ class DictView(Kind):
         return getattr(children[0], head[0])()
 
 
+class MappingView(Kind):
+    """types.MappingProxyType, which shows a dict that it does not let change; in a signature, say."""
+
+    name = "mapping proxy"
+    filled = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [], [("<dict>", gc.get_referents(value)[0])]
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        return cls(children[0])
+
+
 class Numbered(Kind):
     """array.array."""
 
@@ -218,13 +231,18 @@ class Torch(Kind):
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         if isinstance(value, torch.Size):
             return ["Size", list(value)], []
+        if isinstance(value, torch.finfo | torch.iinfo):
+            return [type(value).__name__, f"torch.{value.dtype}"], []
         return [type(value).__name__, str(value)], []
 
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
         kind, text = head
         if kind == "Size":
             return torch.Size(text)
-        return torch.device(text) if kind == "device" else getattr(torch, text.removeprefix("torch."))
+        if kind == "device":
+            return torch.device(text)
+        found = getattr(torch, text.removeprefix("torch."))
+        return getattr(torch, kind)(found) if kind in ("finfo", "iinfo") else found
 
 
 class Singleton(Kind):

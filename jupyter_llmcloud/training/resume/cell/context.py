@@ -23,6 +23,8 @@ from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
 from jupyter_llmcloud.training.resume.loops.tracking import Loops
 from jupyter_llmcloud.training.resume.trainer_resume import Trainings
 
+_VARIABLE = "variable "  # how the address of an object begins that a variable leads to
+
 
 class CellContext:
     """What surrounds the code of a cell that runs now.
@@ -135,7 +137,7 @@ class CellContext:
             if not callable(getattr(type(value), "state_dict", None)) or isinstance(value, type):
                 continue
             if not (isinstance(value, torch.amp.GradScaler) and graph.entry_of(value).need == MAY):  # of another cell
-                table[f"variable {path}"] = value
+                table[_VARIABLE + path] = value
         return table
 
     # --- what is trained ---
@@ -177,6 +179,21 @@ class CellContext:
         """Those of the saved cell as far as they are there."""
         made = self.accelerators()
         return {name: item for name in names if (item := made.get(name) or self._namespace.get(name)) is not None}
+
+
+def by_first_names(table: dict[str, Any], graph: Graph) -> dict[str, Any]:
+    """What has several names by that which it had when the training began: `for net in (actor, critic)` gives others.
+
+    Executed again, the cell has made the object by then, but has not run the loop that gave it another name.
+    """
+    return {at: value for at, value in table.items() if not _has_earlier_name(at, value, graph)}
+
+
+def _has_earlier_name(address: str, value: Any, graph: Graph) -> bool:
+    if not address.startswith(_VARIABLE):
+        return False
+    first = graph.entry_of(value).address
+    return address != _VARIABLE + first and graph.paths.get(first) is value
 
 
 def _accelerators_in(values: Iterable[Any]) -> list[Any]:

@@ -238,7 +238,7 @@ class CellObjects:
         wanted = [at for at in roots if everything or _is_wanted(at, roots[at], graph, always, is_restart)]
         lacking = {at for at in wanted if _is_of_others(at, saved, graph)}  # on a rank that is new
         wanted = [at for at in wanted if at not in lacking]
-        values = {address: restorer.value(saved["roots"][address]["value"]) for address in wanted}
+        values = {address: restorer.root(saved["roots"][address]) for address in wanted}
         tensors = {at: restorer.value([at.removesuffix(GRADIENT)]) for at in wanted if at.endswith(GRADIENT)}
         waiting = [node for node in saved["nodes"].values() if node["kind"] == iterators.DELIVERING.name and is_same]
         generators = [(node["head"], [restorer.value(item) for item in node["items"]]) for node in waiting]

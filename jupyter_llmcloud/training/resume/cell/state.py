@@ -17,7 +17,7 @@ from jupyter_llmcloud.training.object_graph.rewrap import rewrapped
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.cell import frame_variables
-from jupyter_llmcloud.training.resume.cell.context import CellContext
+from jupyter_llmcloud.training.resume.cell.context import CellContext, by_first_names
 from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
 from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
 
@@ -186,11 +186,12 @@ class CellState:
         context.refuse_what_is_not_followed(frames, position)
         alone = len(self.cell.ranks) == 1
         scope, graph, table = self._look(frames)
+        table = by_first_names(table, graph)
         found = stateful_objects.find(table, context.optimizers_in(table), self.objects, alone)
         graph.leave(
             [inner for item in found if not item.is_module for inner in stateful_objects.layers(item.value)], FOLLOWED
         )
-        covered = context.trained_memory() | stateful_objects.memory_of(found)
+        covered = context.trained_memory() | stateful_objects.memory_of(found, self.is_first)
         limit = sum(p.nbytes for item in found if item.is_module for p in item.value.parameters())
         trained = {id(p) for item in found if item.is_optimizer for p in stateful_objects.parameters_of(item.value)}
         if borrows := isinstance(stager, Borrower):

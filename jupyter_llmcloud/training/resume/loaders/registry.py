@@ -21,7 +21,8 @@ class LoaderRegistry:
         self.num_made = 0
         self._num_cells = 0
         self._used: dict[str, weakref.ref[Any]] = {}
-        self._saved_orders: dict[str, dict[str, Any]] = {}  # of loaders that are not drawn from yet
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._saved_orders: dict[str, dict[str, Any]] = {}  # of loaders that are not there yet
 
     def begin_cell(self) -> None:
         """A new cell."""
@@ -34,6 +35,7 @@ class LoaderRegistry:
         """A loader has been made."""
         self.num_made += 1
         setattr(loader, _NUMBER, (self._num_cells, self.num_made))
+        self._made.add(loader)
 
     def key_of(self, loader: Any) -> str:
         """The name of a loader. Each made in an earlier cell has one, too."""
@@ -56,9 +58,21 @@ class LoaderRegistry:
         return {**self._saved_orders, **{key: order_of(loader) for key, loader in self.used().items()}}
 
     def restore(self, num_made: int, orders: dict[str, dict[str, Any]]) -> None:
-        """As many were made; each of `orders` gets its order when a pass over it begins."""
+        """As many were made; each of `orders` has its order, or gets it when a pass over it begins.
+
+        That of a loader which is there is set now: before the next pass the cell may give it another epoch.
+        """
         self.num_made = num_made
         self._saved_orders = dict(orders)
+        for key, loader in self._there().items():
+            if (order := self._saved_orders.pop(key, None)) is not None:
+                set_order(loader, order)
+
+    def _there(self) -> dict[str, Any]:
+        """The loaders that are alive, by name; one that others were put round by the outer one."""
+        plain = {self.key_of(loader): loader for loader in self._made if not hasattr(loader, "base_dataloader")}
+        outer = {self.key_of(loader): loader for loader in self._made if hasattr(loader, "base_dataloader")}
+        return plain | outer | self.used()
 
     def restore_order(self, key: str) -> None:
         """The next pass over a loader has the saved order, unless one has begun since."""
