@@ -15,7 +15,7 @@ import psutil
 from distributed import Client
 
 from jupyter_llmcloud.cluster.agent_info import AgentInfo, AgentView
-from jupyter_llmcloud.cluster.dask_client import ask_agents, check_scheduler, install, open_client, open_known_client
+from jupyter_llmcloud.cluster.dask_client import check_scheduler, install, open_client, open_known_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
@@ -24,8 +24,9 @@ from jupyter_llmcloud.cluster.placement_queue import NoSlots, PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.tunnel.agent_sockets import AgentSockets
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
-from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridges
+from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, ask_agents, open_bridges
 from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.core.options import did_you_mean
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
 from jupyter_llmcloud.core.scheduling.priorities import Shortage
 from jupyter_llmcloud.core.scheduling.replica_room import REPLICA, ReplicaNeeds, place_replica
@@ -118,6 +119,7 @@ class ClusterPool:
         if ":" not in kind and kind not in known_kinds() and kind != "labextension":
             raise UsageError(
                 f"{kind!r} is no kind of cluster. Choose one of {', '.join(known_kinds())}, or module:Class."
+                f"{did_you_mean(kind, known_kinds())}"
             )
         if workers is not None and workers < 1:
             raise UsageError(f"--workers {workers}: a cluster is started with at least one worker.")

@@ -16,7 +16,7 @@ from jupyter_llmcloud.cluster.host import security_from
 from jupyter_llmcloud.cluster.kinds import gateway
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
-from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agent_info
+from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, register
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
 
 CONNECT_TIMEOUT_S = 8.0
@@ -25,7 +25,6 @@ SPEAKS_FIRST_S = 1.0  # a Dask server greets whoever connects
 SHAKE_TIMEOUT_S = 2.0
 MAX_GREETING = 1 << 20  # bytes
 SCHEMES = ("tcp", "tls", "ws", "wss")
-ASK_AGAIN_S = 2.0
 _CLOSES = "whatever listens there closes the connection at once"
 
 
@@ -198,23 +197,4 @@ async def install(client: Client, record: ClusterRecord) -> None:
     """Have agents beside the workers of a cluster that somebody else has started."""
     with contextlib.suppress(Exception):  # a scheduler that allows no plugins: workers are reached directly or not
         await client.register_plugin(RelayPlugin())
-    await client.register_plugin(AgentPlugin(record.cluster_id, record.options.get("slots")))
-
-
-async def ask_agents(client: Client) -> dict[str, Any]:
-    """What each worker says of its agent, or the error by which it said nothing, by the worker's address.
-
-    Asked again after a while: the scheduler tries for a minute to reach a worker of whose end it has not heard yet.
-    """
-    asked: set[asyncio.Task[dict[str, Any]]] = set()
-    patience_s = ASK_AGAIN_S
-    try:
-        while True:
-            asked.add(asyncio.create_task(client.run(agent_info, on_error="return")))
-            done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-            patience_s *= 2
-            if done:
-                return done.pop().result()
-    finally:
-        for task in asked:
-            task.cancel()
+    await register(client, AgentPlugin(record.cluster_id, record.options.get("slots")))

@@ -10,6 +10,7 @@ import dask
 
 from jupyter_llmcloud.cluster.kinds.slurm import with_notice
 from jupyter_llmcloud.cluster.low_overhead import SYNC_S
+from jupyter_llmcloud.core.options import did_you_mean
 from jupyter_llmcloud.errors import UsageError
 
 KINDS = {
@@ -58,6 +59,11 @@ def make_cluster(kind: str, workers: int | None, options: dict[str, Any], securi
         options = _local_options(options, workers, security)
     else:
         _check_options(kind, factory, options)
+        if path == KINDS["ssh"] and not options.get("hosts"):
+            raise UsageError(
+                "%cluster start ssh: say on which hosts, that of the scheduler first: "
+                """hosts='["head", "node1", "node2"]'."""
+            )
         if path == KINDS["slurm"]:
             options = with_notice(options)
         if workers is not None:
@@ -81,6 +87,7 @@ def find_factory(kind: str) -> tuple[str, dict[str, Any]]:
         return kind, {}
     raise UsageError(
         f"%cluster start {kind!r}: no such kind. Choose one of {', '.join(known_kinds())}, or module:Class."
+        f"{did_you_mean(kind, known_kinds())}"
     )
 
 

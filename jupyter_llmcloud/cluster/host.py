@@ -28,7 +28,7 @@ from jupyter_llmcloud.cluster.kinds.adaptive import RankAdaptive
 from jupyter_llmcloud.cluster.low_overhead import LowOverheadPlugin
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
-from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
+from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agents_there, end_agent, is_agent_busy, register
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import (
     AdoptCluster,
@@ -93,7 +93,7 @@ class ClusterHost:
         with contextlib.suppress(Exception):  # without this package there: workers are reached directly or not
             await self.client.register_plugin(RelayPlugin())
             await self.client.register_plugin(LowOverheadPlugin())
-        await self.client.register_plugin(AgentPlugin(self.record.cluster_id, slots))
+        await register(self.client, AgentPlugin(self.record.cluster_id, slots))
         self.record.address = self.cluster.scheduler_address
         self.record.dashboard = self.cluster.dashboard_link or ""
         self.record.tls = tls_of(security)
@@ -105,10 +105,6 @@ class ClusterHost:
             if part is not None:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(part.close(), 20)
-
-    async def _agents(self) -> list[dict[str, Any]]:
-        assert self.client is not None
-        return list((await self.client.run(agent_info)).values())
 
     async def _shut_agents_down(self) -> None:
         if self.client is None:
@@ -137,7 +133,7 @@ class ClusterHost:
 
     async def _until_workers(self, number: int) -> None:
         assert self.client is not None
-        while len(await self._agents()) < number:
+        while sum(row is not None for row in (await agents_there(self.client)).values()) < number:
             await asyncio.sleep(0.05)
 
     # --- control ---
@@ -183,13 +179,14 @@ class ClusterHost:
 
     async def _scale(self, workers: int) -> None:
         assert self.client is not None
-        before = {info["address"]: info for info in await self._agents()}
+        before = {worker: row["address"] for worker, row in (await agents_there(self.client)).items() if row}
         self.cluster.scale(workers)
         await self.cluster
         if workers:
             await asyncio.wait_for(self._until_workers(workers), 120)
-        staying = {info["address"] for info in await self._agents()} if workers else set()
-        for address in before.keys() - staying:
+        after = await agents_there(self.client) if workers else {}
+        staying = {row["address"] if row else before.get(worker) for worker, row in after.items()}
+        for address in set(before.values()) - staying:
             with contextlib.suppress(ConnectionLost):
                 async with await AgentConnection.open(address, 2) as connection:
                     await connection.request(Shutdown(cluster_stays=bool(staying)), 5)

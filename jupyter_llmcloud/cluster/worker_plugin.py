@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from distributed import Worker, WorkerPlugin
+from distributed import Client, Worker, WorkerPlugin
 from distributed.comm.core import Comm
 from distributed.core import Status
 
@@ -20,7 +21,7 @@ from jupyter_llmcloud.cluster.agent_launcher import agent_folder, ensure_agent, 
 from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, is_here
 from jupyter_llmcloud.cluster.tunnel.relay import TUNNEL, SocketRoutes, answer_tunnel
 from jupyter_llmcloud.core.scheduling.placement import AgentSlots, agent_key, place
-from jupyter_llmcloud.errors import ConnectionLost, WorldError
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
     FindStandby,
@@ -36,6 +37,7 @@ from jupyter_llmcloud.system.processes import is_process
 
 DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
+ASK_AGAIN_S = 2.0
 REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 100, 0.05
 DESCRIBE = "llmcloud_describe"  # an operation of a worker
 PLUGIN_NAME = "llmcloud-agent"
@@ -197,6 +199,27 @@ class AgentPlugin(WorkerPlugin):
         await self._let_go()
 
 
+async def register(client: Client, plugin: AgentPlugin) -> None:
+    """Have an agent beside every worker of a cluster, and of those to come.
+
+    Raises WorldError where a worker cannot have one; nothing is left in its scheduler then, by which workers that come
+    later would end.
+    """
+    try:
+        await client.register_plugin(plugin)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            await client.unregister_worker_plugin(PLUGIN_NAME)
+        if isinstance(error, LLMCloudError):
+            raise
+        version = importlib.metadata.version("jupyter-llmcloud")
+        raise WorldError(
+            f"a worker of this cluster cannot start a node agent ({type(error).__name__}: {error}). Workers need "
+            f"jupyter-llmcloud in the version of this server, and torch, in their own environment: pip install "
+            f"jupyter-llmcloud=={version}. Start them again then; their own output tells more."
+        ) from None
+
+
 async def open_bridges(infos: Sequence[dict[str, Any]], always: bool, dask_worker: Worker) -> list[str]:
     """Run on a worker: sockets there that stand for the agents beside other workers; returns their paths."""
     plugin = _plugin(dask_worker)
@@ -225,6 +248,38 @@ async def end_agent(dask_worker: Worker) -> None:
     await _plugin(dask_worker).end()
 
 
+async def ask_agents(client: Client) -> dict[str, Any]:
+    """What each worker says of its agent, or the error by which it said nothing, by the worker's address.
+
+    Asked again after a while: the scheduler tries for a minute to reach a worker of whose end it has not heard yet.
+    """
+    asked: set[asyncio.Task[dict[str, Any]]] = set()
+    patience_s = ASK_AGAIN_S
+    try:
+        while True:
+            asked.add(asyncio.create_task(client.run(agent_info, on_error="return")))
+            done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            patience_s *= 2
+            if done:
+                return done.pop().result()
+    finally:
+        for task in asked:
+            task.cancel()
+
+
+async def agents_there(client: Client) -> dict[str, dict[str, Any] | None]:
+    """What each worker says of its agent, by the worker's address; None of one that did not answer: perhaps it goes.
+
+    Raises what a worker has failed with.
+    """
+    rows: dict[str, dict[str, Any] | None] = {}
+    for worker, row in (await ask_agents(client)).items():
+        if isinstance(row, Exception) and not isinstance(row, OSError):
+            raise row
+        rows[worker] = row if isinstance(row, dict) else None
+    return rows
+
+
 async def _all_agents(worker: Worker, at_once: bool = False) -> dict[str, dict[str, Any]]:
     """What the agents of a worker's cluster, its own among them, say of themselves; by the addresses of workers."""
     known = (await worker.scheduler.identity())["workers"]
@@ -248,7 +303,8 @@ def _interface(worker: Worker) -> str:
     """The address of this host by which others reach the worker; a name is resolved, since gloo wants an interface."""
     host = urlparse(worker.address).hostname or "127.0.0.1"
     with contextlib.suppress(OSError):
-        return socket.gethostbyname(host)
+        found = {family: str(address[0]) for family, *_, address in socket.getaddrinfo(host, None)}
+        return found.get(socket.AF_INET) or found[socket.AF_INET6]
     return host
 
 

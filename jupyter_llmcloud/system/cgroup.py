@@ -1,17 +1,64 @@
-"""A memory limit that the kernel keeps: a control group (version 2) of a process's own, where this user may make one.
+"""Control groups: what memory their limits leave to a process, and a group with a limit where this user may make one.
 
-https://docs.kernel.org/admin-guide/cgroup-v2.html. A group that holds processes can have no children with controllers,
-so the new one is made beside that of this process: possible below a user's systemd session, or in a container that
-delegates its groups.
+https://docs.kernel.org/admin-guide/cgroup-v2.html. A group (of version 2) that holds processes can have no children
+with controllers, so the new one is made beside that of this process: possible below a user's systemd session, or in a
+container that delegates its groups.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
 _OWN = Path("/proc/self/cgroup")
+_FILES = {  # by version: limit, usage, of its statistics what gives way
+    "cgroup2": ("memory.max", "memory.current", "inactive_file"),
+    "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+_NO_LIMIT = 1 << 60  # and more: how version 1 writes that there is none
+
+
+def memory_groups(pid: int | str = "self", proc: Path = PROC) -> list[tuple[str, Path, Path]]:
+    """The memory groups of a process: the version, where its groups are mounted, the folder of this one."""
+    try:
+        rows = [line.split(":", 2) for line in (proc / str(pid) / "cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (proc / "self" / "mountinfo").read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for mount in mounts:
+        kind, options, root, point = mount[mount.index("-") + 1], mount[-1].split(","), mount[3], Path(mount[4])
+        for number, controllers, path in rows:
+            of_memory = "memory" in options and "memory" in controllers.split(",")
+            if (kind == "cgroup2" and number == "0") or (kind == "cgroup" and of_memory):
+                inside = os.path.relpath(path, root) if path.startswith(root) else path.lstrip("/")
+                found.append((kind, point, point / inside))
+    return found
+
+
+def memory_left(proc: Path = PROC) -> int | None:
+    """Bytes until a limit is met of the groups of this process, or of those above them; None where there is none."""
+    found = []
+    for version, point, folder in memory_groups(proc=proc):
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(point) and (left := _left(group, *_FILES[version])) is not None:
+                found.append(left)
+    return min(found, default=None)
+
+
+def _left(group: Path, limit_file: str, usage_file: str, cache: str) -> int | None:
+    try:
+        limit = (group / limit_file).read_text().strip()
+        if limit == "max" or int(limit) >= _NO_LIMIT:
+            return None
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / usage_file).read_text()) - int(statistics[cache])  # a cache gives way
+        return max(0, int(limit) - used)
+    except (OSError, KeyError, ValueError):
+        return None  # the group that is no part of a container, or of another kernel
 
 
 class MemoryGroup:

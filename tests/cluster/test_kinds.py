@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import dask
+import pytest
 
-from jupyter_llmcloud.cluster.factory import known_kinds
+from jupyter_llmcloud.cluster.factory import known_kinds, make_cluster
 from jupyter_llmcloud.cluster.kinds.describe import describe_kinds
+from jupyter_llmcloud.errors import UsageError
 
 
 def kind(name: str) -> dict[str, Any]:
@@ -59,3 +61,8 @@ def test_an_administrator_declares_what_is_asked_for() -> None:
 def test_a_kind_whose_class_is_not_there_is_told_with_its_problem() -> None:
     with dask.config.set({"llmcloud.clusters": {"odd": {"factory": "distributed:NoSuchCluster"}}}):
         assert "NoSuchCluster" in kind("odd")["problem"]
+
+
+def test_a_cluster_over_ssh_without_hosts_says_how_they_are_given() -> None:
+    with pytest.raises(UsageError, match=r"""hosts='\["head", "node1", "node2"\]'"""):
+        make_cluster("ssh", None, {"hosts": []}, None)

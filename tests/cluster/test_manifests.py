@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.agent.preemption import CHECK_S
 from jupyter_llmcloud.cluster.kinds.manifests import Deployment, helm_values, objects, render
+from jupyter_llmcloud.config import ENV_PREEMPTION_NOTICE, LEAVE_S
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server import cli
 
@@ -34,6 +38,26 @@ def test_workers_find_the_scheduler_and_every_pod_has_the_shared_root() -> None:
     assert environ["LLMCLOUD_ROOT"] == mounts["root"]
     assert not environ["LLMCLOUD_RUNTIME_DIR"].startswith(mounts["root"])
     assert {item["metadata"]["namespace"] for item in found.values()} == {"team"}
+
+
+def test_a_worker_that_is_told_to_go_gives_its_agent_notice_and_time_before_the_signal_that_ends_the_container(
+    tmp_path: Path,
+) -> None:
+    """SIGTERM is sent to the first process alone; with it the others are killed."""
+    found = by_kind(Deployment(IMAGE))
+    pod = found["Deployment/llmcloud-worker"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    environ = {row["name"]: row["value"] for row in container["env"]}
+    notice = environ[ENV_PREEMPTION_NOTICE]
+    assert any(notice.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
+    *shell, told = container["lifecycle"]["preStop"]["exec"]["command"]
+    seconds = float(told.rpartition("sleep ")[2])
+    assert LEAVE_S + CHECK_S < seconds < pod["terminationGracePeriodSeconds"] - 10
+    here = tmp_path / "notice"
+    subprocess.run([*shell, told.replace(notice, str(here)).replace(f"sleep {seconds:.0f}", "sleep 0")], check=True)
+    assert here.exists()
+    [scheduler] = found["Deployment/llmcloud-scheduler"]["spec"]["template"]["spec"]["containers"]
+    assert "lifecycle" not in scheduler
 
 
 def test_gpus_are_asked_for_only_where_they_are_wished() -> None:

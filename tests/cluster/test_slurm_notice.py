@@ -7,6 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from jupyter_llmcloud.cluster.kinds.slurm import PROLOGUE, with_notice
 from tests.support.worlds import until
 
@@ -26,7 +28,8 @@ def test_only_jobs_that_are_signalled_early_have_the_prologue_and_what_was_asked
     assert with_notice({"cores": 2}) == {"cores": 2}
 
 
-def test_the_signal_makes_the_file_at_once_and_the_job_ends_as_its_worker_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", ["USR1", "USR2", "TERM"])
+def test_the_signal_makes_the_file_at_once_and_the_job_ends_as_its_worker_does(tmp_path: Path, early: str) -> None:
     script = tmp_path / "job.sh"
     script.write_text("\n".join(["#!/usr/bin/env bash", *PROLOGUE, WORK]))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LLMCLOUD_")}
@@ -36,7 +39,7 @@ def test_the_signal_makes_the_file_at_once_and_the_job_ends_as_its_worker_does(t
         until(lambda: where.exists() and where.read_text().strip(), "the work begins")
         notice = Path(where.read_text().strip())
         assert not notice.exists()
-        job.send_signal(signal.SIGUSR1)
+        job.send_signal(getattr(signal, f"SIG{early}"))
         until(notice.exists, "the notice is there")
         job.send_signal(signal.SIGTERM)  # which the worker gets, too, and has its time for
         (tmp_path / "end").touch()

@@ -13,7 +13,7 @@ from typing import Any
 from distributed import Client
 from distributed.deploy import Adaptive
 
-from jupyter_llmcloud.cluster.worker_plugin import agent_info, agent_load
+from jupyter_llmcloud.cluster.worker_plugin import agent_load, agents_there
 from jupyter_llmcloud.core.scheduling.elasticity import WorkerLoad, workers_to_close, workers_wanted
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.agent_messages import Shutdown
@@ -58,7 +58,7 @@ class RankAdaptive(Adaptive):
 
     async def scale_down(self, workers: list[Any]) -> None:  # type: ignore[override]  # as Dask's own, which says int
         """End workers, and the agents beside them, which would outlive them."""
-        before = {info["name"]: info["address"] for info in (await self._client.run(agent_info)).values()}
+        before = {row["name"]: row["address"] for row in (await agents_there(self._client)).values() if row}
         await super().scale_down(workers)
         for name in workers:
             with contextlib.suppress(ConnectionLost, KeyError):

@@ -15,12 +15,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from jupyter_llmcloud.config import ENV_PREEMPTION_NOTICE, LEAVE_S
 from jupyter_llmcloud.errors import UsageError
 
 KINDS = ("kubernetes", "helm", "containerfile")
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?")  # a DNS label, with room for what is put behind it
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 _ROOT, _RUNTIME = "/llmcloud/root", "/llmcloud/run"
+_NOTICE = "/llmcloud/notice"  # in a folder of the pod's own
 _PORT, _DASHBOARD = 8786, 8787
 CONTAINERFILE = """\
 FROM python:{python}-slim
@@ -188,7 +190,7 @@ def _service(deployment: Deployment) -> dict[str, Any]:
 def _deployment(
     deployment: Deployment, part: str, replicas: int, command: list[str], resources: dict[str, str]
 ) -> dict[str, Any]:
-    container = {
+    container: dict[str, Any] = {
         "name": part,
         "image": deployment.image,
         "command": command,
@@ -197,7 +199,13 @@ def _deployment(
         "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000},
         "volumeMounts": _mounts(),
     }
-    # Longer than what an agent waits for checkpoints when its pod is told to go.
+    if part == "worker":
+        # SIGTERM reaches the first process of a container alone, and when that has ended the others are killed: a node
+        # agent would never hear of it. So it is given notice, and the time to save, before that signal is sent.
+        told = f"touch {_NOTICE}; sleep {LEAVE_S + 5:.0f}"
+        container["lifecycle"] = {"preStop": {"exec": {"command": ["sh", "-c", told]}}}
+        container["env"].append({"name": ENV_PREEMPTION_NOTICE, "value": _NOTICE})
+    # Longer than that takes.
     pod = {"terminationGracePeriodSeconds": 60, "securityContext": {"fsGroup": 1000}, "volumes": _volumes(deployment)}
     labels = _labels(deployment, part)
     return {

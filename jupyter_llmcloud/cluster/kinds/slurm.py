@@ -20,8 +20,8 @@ PROLOGUE = [
     "export LLMCLOUD_BATCH_SHELL=$$",
     'LLMCLOUD_NOTICE_FOLDER="$(mktemp -d)"',
     f'export {ENV_PREEMPTION_NOTICE}="$LLMCLOUD_NOTICE_FOLDER/notice"',
-    f"""trap ': > "${ENV_PREEMPTION_NOTICE}"' USR1""",
-    "trap : TERM",
+    # Whichever was asked for. Without a trap it would end the script, and the job with it.
+    f"""trap ': > "${ENV_PREEMPTION_NOTICE}"' USR1 USR2 HUP INT TERM""",
     'bash "$0" "$@" &',
     "while kill -0 $! 2>/dev/null; do wait $!; done",
     "wait $!; LLMCLOUD_STATUS=$?",

@@ -8,7 +8,9 @@ from itertools import zip_longest
 
 # Ranks may give tensors of different sizes to these.
 _MAY_DIFFER = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
-TOGETHER, POINT, LOADER, PROBLEM = "together", "point to point", "loader", "problem"
+TOGETHER, POINT, PROBLEM = "together", "point to point", "problem"
+LOADER, LOADER_END = "loader", "end of loader"
+LEFT = "left"
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,13 @@ class RankAct:
 
     Attributes:
         kind: `TOGETHER` for what all ranks must do, `POINT` for what one waits in for another, `LOADER` for a pass over
-            data, `PROBLEM` for what is wrong here.
-        what: the collective, the number of batches, or what is wrong.
+            data and `LOADER_END` for its end, `PROBLEM` for what is wrong here.
+        what: the collective, the number of batches, the number of the act that has ended, or what is wrong.
         where: "Cell In[4], line 3".
-        shape: of the tensor, and its type.
+        shape: of the tensor, and its type; of the end of a pass `LEFT`, where the cell does not want all batches.
         group: ranks that take part.
         ended: whether it came back.
+        number: of the act, by which the end of a pass names it.
     """
 
     kind: str
@@ -31,6 +34,7 @@ class RankAct:
     shape: str = ""
     group: tuple[int, ...] = ()
     ended: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,33 @@ def _unended(story: RankStory) -> list[RankAct]:
 
 
 def _different_loaders(stories: Mapping[int, RankStory], one: int, other: int) -> list[str]:
-    pairs = zip(
-        *([entry for entry in stories[rank].entries if entry.kind == LOADER] for rank in (one, other)), strict=False
-    )
+    pairs = zip(*(_passes(stories[rank]) for rank in (one, other)), strict=False)
     return [
         f"{a.where}: rank {one} has {a.what} batches, rank {other} has {b.what}. The one with more waits in its next "
         "collective for ever. Give each rank as many (drop_last=True, or let accelerator.prepare split the data)."
-        for a, b in pairs
-        if a.where == b.where and a.what != b.what
+        for (a, with_others, is_left), (b, with_others_too, is_left_too) in pairs
+        if a.where == b.where
+        and a.what != b.what
+        # Where nothing is done together in it, as in an evaluation of its own rows, a rank may have more than another;
+        # and a cell that ends the longer pass by itself may have agreed upon the number of steps.
+        and (with_others or with_others_too)
+        and not (is_left if int(a.what) > int(b.what) else is_left_too)
     ]
+
+
+def _passes(story: RankStory) -> list[tuple[RankAct, bool, bool]]:
+    """Passes over loaders; whether ranks do something together within each; whether the cell has ended it early."""
+    found = []
+    for begin, entry in enumerate(story.entries):
+        if entry.kind == LOADER:
+            inside, is_left = list[RankAct](), False
+            for act in story.entries[begin + 1 :]:
+                if act.kind == LOADER_END and act.what == str(entry.number):
+                    is_left = act.shape == LEFT
+                    break
+                inside.append(act)
+            found.append((entry, any(act.kind == TOGETHER for act in inside), is_left))
+    return found
 
 
 def _first_difference(stories: Mapping[int, RankStory], one: int, other: int) -> str:

@@ -57,7 +57,10 @@ def place(
     if at_least:
         num_ranks = max(at_least, min(num_ranks, free))
     if not total:
-        raise CapacityError("the cluster has no workers: add some with %cluster scale.")
+        raise CapacityError(
+            "the cluster has no workers: add some with %cluster scale, or where it was started, if it was only "
+            "connected to (dask worker ADDRESS)."
+        )
     if num_ranks > total:
         raise CapacityError(
             f"-n {num_ranks}: the cluster holds {total} rank{'s' if total != 1 else ''} ({_describe(agents)}). "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from jupyter_llmcloud.core.preflight.findings import (
+    LEFT,
     LOADER,
+    LOADER_END,
     POINT,
     PROBLEM,
     TOGETHER,
@@ -68,8 +70,30 @@ def test_different_collectives_shapes_and_batches_are_named() -> None:
     assert "while rank 1 enters barrier() at Cell In[1], line 7" in findings(dict(enumerate(ends)))[0]
     shapes = [RankStory([_together("all_reduce()", 3, shape)]) for shape in ("float32 [3]", "float32 [4]")]
     assert "float32 [3] on rank 0 and float32 [4] on rank 1" in findings(dict(enumerate(shapes)))[0]
-    loaders = [RankStory([RankAct(LOADER, batches, "Cell In[1], line 2")]) for batches in ("8", "9")]
+    loaders = [_pass(batches, [_together("backward()", 3)]) for batches in (8, 9)]
     assert "rank 0 has 8 batches, rank 1 has 9" in findings(dict(enumerate(loaders)))[0]
+
+
+def _pass(
+    num_batches: int, inside: list[RankAct], behind: list[RankAct] | None = None, left: bool = False
+) -> RankStory:
+    """A pass over a loader, whose end is not there yet where nothing comes behind it."""
+    entries = [RankAct(LOADER, str(num_batches), "Cell In[1], line 2", number=1), *inside]
+    if behind is not None:
+        entries += [RankAct(LOADER_END, "1", "Cell In[1], line 2", LEFT if left else "", number=7), *behind]
+    return RankStory(entries, "it has come to the end of the cell")
+
+
+def test_ranks_that_do_nothing_together_in_their_passes_may_have_other_numbers_of_batches() -> None:
+    after = [_together("all_reduce()", 9)]
+    assert findings({0: _pass(9, [], after), 1: _pass(8, [], after)}) == []
+
+
+def test_who_has_more_batches_may_end_its_pass_after_as_many_steps_as_the_others() -> None:
+    steps = [_together("backward()", 3)]
+    assert findings({0: _pass(9, steps, [], left=True), 1: _pass(8, steps, [])}) == []
+    (found,) = findings({0: _pass(9, steps, []), 1: _pass(8, steps, [], left=True)})
+    assert "rank 0 has 9 batches, rank 1 has 8" in found
 
 
 def test_what_one_rank_alone_finds_wrong_is_said_with_its_number() -> None:
