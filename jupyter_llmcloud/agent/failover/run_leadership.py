@@ -195,9 +195,13 @@ class RunLeadership:
         self._standing_by = {}
         self._on_change(None)
 
+    def announce_end(self) -> None:
+        """The host will be taken away: whoever leads after this agent knows that nothing is wrong with the run."""
+        self._leadership.say_left(self._term)
+
     def leave(self) -> None:
         """This agent is told to end: others find everything as if it had been killed, and that it was announced."""
-        self._leadership.say_left(self._term)
+        self.announce_end()
         for task in self._tasks:
             task.cancel()
         if self._spare is not None:

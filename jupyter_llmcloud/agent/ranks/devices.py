@@ -59,7 +59,7 @@ class Devices:
 
     @property
     def held(self) -> dict[str, int]:
-        """How many slots each world has here, over all groups of its ranks (`world#0`, `world#1`)."""
+        """How many slots each world has here, over all groups of its ranks (`world#5f1c09aa`)."""
         held: Counter[str] = Counter()
         for group, slots in self._held.items():
             held[group.partition("#")[0]] += len(slots)

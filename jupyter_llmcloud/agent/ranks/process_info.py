@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from jupyter_llmcloud.core.run.exits import oom_evidence
+from jupyter_llmcloud.system.cgroup import memory_groups
 
 DUMP_NAME = "llmcloud-stacks"  # the memory file into which a rank's SIGUSR1 writes
 MAX_DUMP = 256 << 10
@@ -80,25 +81,9 @@ class MemoryEvidence:
 
 def _oom_files(pid: int) -> list[Path]:
     """The files that count kills in the memory cgroup of a process, of either version of cgroups."""
-    try:
-        rows = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    except OSError:
-        return []
-    found = []
-    for mount in mounts:
-        kind, options, root, point = mount[mount.index("-") + 1], mount[-1].split(","), mount[3], Path(mount[4])
-        for number, controllers, path in rows:
-            if kind == "cgroup2" and number == "0":
-                found.append(_below(point, root, path) / "memory.events")
-            elif kind == "cgroup" and "memory" in options and "memory" in controllers.split(","):
-                found.append(_below(point, root, path) / "memory.oom_control")
+    names = {"cgroup2": "memory.events", "cgroup": "memory.oom_control"}
+    found = [folder / names[version] for version, _, folder in memory_groups(pid)]
     return [file for file in found if os.access(file, os.R_OK)]
-
-
-def _below(point: Path, root: str, path: str) -> Path:
-    inside = os.path.relpath(path, root) if path.startswith(root) else path.lstrip("/")
-    return point / inside
 
 
 def _oom_kills(files: list[Path]) -> int:

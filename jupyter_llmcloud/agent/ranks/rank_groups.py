@@ -15,6 +15,7 @@ from jupyter_llmcloud.agent.world.store import is_elsewhere
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
 from jupyter_llmcloud.protocol.rank_messages import Join
+from jupyter_llmcloud.storage.runs import nonce
 
 AGENTS_AT_ONCE = 64  # that are asked to start ranks: a thousand one after another would take minutes
 
@@ -34,7 +35,6 @@ class RankGroups:
         self._spec = spec
         self._events = events
         self._hosts: list[LocalGroup | RemoteGroup] = []
-        self._num_groups = 0
         self._store = ""
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
@@ -68,9 +68,9 @@ class RankGroups:
 
     def _group_of(self, address: str, ranks: list[int], world_size: int) -> LocalGroup | RemoteGroup:
         """Ranks on one agent, not started yet."""
-        self._num_groups += 1
+        # Never the name of a former leader's group: its agent may still hear of the ends of that one's ranks.
         group = GroupSpec(
-            world_id=f"{self._spec.world_id}#{self._num_groups - 1}",
+            world_id=f"{self._spec.world_id}#{nonce()}",
             world_size=world_size,
             local_world_size=len(ranks),
             store=self._store,

@@ -305,6 +305,11 @@ class RunSupervisor:
         step = await self._attempt.save()
         return await self._checkpoints.until_settled(step) if step >= 0 else -1
 
+    def announce_end(self) -> None:
+        """The host will be taken away, perhaps before anybody else could lead the run."""
+        if self._lead is not None and not self.is_over:
+            self._lead.announce_end()
+
     def leave(self) -> bool:
         """This agent is told to end; returns whether another one goes on with the run."""
         self._handle(LeaveAsked())

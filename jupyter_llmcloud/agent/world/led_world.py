@@ -208,6 +208,11 @@ class LedWorld:
             self._world.close(_STOPPED)
             self.runs.lose_ranks("RankLost", _TAKEN_AWAY)
 
+    def announce_end(self) -> None:
+        """The host will be taken away soon: the run that is executed, if there is one, uses up no restart by that."""
+        if self.runs.active is not None:
+            self.runs.active.announce_end()
+
     def hand_over(self) -> bool:
         """The host will be taken away soon; returns whether the run goes on under an agent that stands by."""
         run = self.runs.active
@@ -336,6 +341,8 @@ class LedWorlds:
 
     async def hand_over(self) -> None:
         """The host will be taken away soon: runs are saved, and go on elsewhere where another agent stands by."""
+        for world in self._worlds.values():
+            world.announce_end()
         await self.save()
         for world_id, world in list(self._worlds.items()):
             if world.hand_over():

@@ -34,12 +34,13 @@ class Store:
         Raises WorldError when it ends instead, or is closed meanwhile.
         """
         self._control, theirs = socket.socketpair()
+        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
         self._answered = asyncio.get_running_loop().create_future()
         try:
-            with theirs, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            with theirs, socket.socket(family, socket.SOCK_STREAM) as listener:
                 listener.bind((interface, 0))
                 listener.listen(256)
-                host, port = listener.getsockname()
+                host, port = listener.getsockname()[:2]
                 with open_log(self._log) as log:
                     request = ForkStore(name=self.name, host=host, port=port, env=NO_NAMES)
                     await zygote.fork(request, [theirs.fileno(), log, log])

@@ -206,7 +206,10 @@ def test_an_elastic_run_is_not_charged_for_a_place_that_has_gone_before_it_got_r
 def test_the_agent_that_takes_a_killed_ones_place_goes_on_with_its_run(
     make_agent: Callable[..., AgentProcess],
 ) -> None:
-    """All on one host, nobody else there: what a worker's plugin does when its agent is killed."""
+    """All on one host, nobody else there: what a worker's plugin does when its agent is killed.
+
+    Had its host given notice, no restart is used up, although nobody could lead meanwhile.
+    """
     leader = make_agent()
     ranks = Ranks(leader, 2)
     ranks.ok(cell("accelerate"))
@@ -214,11 +217,14 @@ def test_the_agent_that_takes_a_killed_ones_place_goes_on_with_its_run(
     running = ranks.send(WAITS, **RESTARTS).wait_for("here")
     plain = Ranks(leader, 1)
     lost = plain.send("print('here')\nimport time\ntime.sleep(100)").wait_for("here")
+    leader.process.send_signal(signal.SIGUSR1)
+    until(lambda: [*running.outcome.folder.path.glob("terms/*.left")], "the notice is written down")
     leader.process.kill()
     leader.process.wait()
     (leader.folder / "agent.json").unlink()
     successor = make_agent(folder=leader.folder)
-    finished(running.outcome.folder)
+    record = finished(running.outcome.folder)
+    assert (record.num_restarts, record.num_resizes) == (0, 1)
     assert lost.outcome.folder.read().is_active, "nobody has executed again what was not to be"
     mine = ranks.beside(successor)
     assert all(same(*pair) for pair in zip(wanted, results(mine), strict=True))

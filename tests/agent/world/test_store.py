@@ -15,6 +15,7 @@ from jupyter_llmcloud.agent.world.store import Store
 from jupyter_llmcloud.errors import WorldError
 
 DEADLINE_S = 10
+no_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="a host without IPv6")
 
 
 class StandInZygote:
@@ -58,15 +59,17 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "store.log"
 
 
-async def start(log: Path, child: Callable[[socket.socket, int], None]) -> Store:
+async def start(log: Path, child: Callable[[socket.socket, int], None], interface: str = "127.0.0.1") -> Store:
     store = Store("w/store1", log)
-    await asyncio.wait_for(store.start(StandInZygote(child), "127.0.0.1"), DEADLINE_S)  # type: ignore[arg-type]
+    await asyncio.wait_for(store.start(StandInZygote(child), interface), DEADLINE_S)  # type: ignore[arg-type]
     return store
 
 
-def test_a_store_that_answers_has_an_address(log: Path) -> None:
-    store = asyncio.run(start(log, answers))
-    assert store.address.startswith("127.0.0.1:")
+@pytest.mark.parametrize("interface", ["127.0.0.1", pytest.param("::1", marks=no_ipv6)])
+def test_a_store_that_answers_has_an_address(log: Path, interface: str) -> None:
+    store = asyncio.run(start(log, answers, interface))
+    host, _, port = store.address.rpartition(":")
+    assert host == interface and int(port)
     store.close()
 
 
