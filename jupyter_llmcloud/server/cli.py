@@ -19,11 +19,11 @@ from urllib.parse import quote
 
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import TerminalRun
-from jupyter_llmcloud.client.terminal import with_escapes
+from jupyter_llmcloud.client.terminal import in_terminal, with_escapes
 from jupyter_llmcloud.core.names import parse_duration
-from jupyter_llmcloud.core.options import kind_and_options
+from jupyter_llmcloud.core.options import did_you_mean, kind_and_options
 from jupyter_llmcloud.core.output.columns import format_table
-from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
+from jupyter_llmcloud.core.spec import RUN, EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.data_commands import add_data
 from jupyter_llmcloud.server.manifest_command import add_manifests
@@ -66,15 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(arguments, more).extend(unknown)  # argparse does not take those that stand behind an option
         unknown = []
     if unknown or (passed_on and arguments.noun != "run"):
+        word = [*unknown, "--"][0]
         hint = " What is meant for the script comes after --." if arguments.noun == "run" else ""
-        parser().error(f"what does {[*unknown, '--'][0]} mean?{hint}")
+        meant = did_you_mean(word, [flag for option in RUN.options for flag in option.flags]) if hint else ""
+        parser().error(f"what does {word} mean?{meant}{hint}")
     arguments.passed_on = passed_on
     with_escapes(sys.stdout)
     try:
         status: int | None = arguments.run(arguments)
         sys.stdout.flush()
     except LLMCloudError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(in_terminal(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

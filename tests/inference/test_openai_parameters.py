@@ -220,3 +220,13 @@ def test_what_load_generators_send_for_a_completion_limits_it() -> None:
     assert decode_completion(json.dumps(body).encode()).token_limit == ("max_completion_tokens", 5)
     with pytest.raises(ApiError, match="max_completion_tokens"):
         decode_completion(json.dumps({**body, "max_completion_tokens": -1}).encode())
+
+
+def test_a_function_whose_name_is_none_is_refused_by_what_names_are_made_of() -> None:
+    tool = {"type": "function", "function": {"name": "get weather"}}
+    with pytest.raises(ApiError) as caught:
+        decode_chat(
+            json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}).encode()
+        )
+    told = "tools[0].function.name must be 1 to 128 letters of ASCII, digits, '_', '.', ':' or '-' (\"get weather\")."
+    assert caught.value.message == told

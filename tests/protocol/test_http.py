@@ -54,7 +54,7 @@ def refusal(kind: Any, body: Any) -> str:
         (
             CreateBatch,
             {"input_file_id": "f", "endpoint": "/v1/completions", "completion_window": "99d"},
-            r"completion_window '99d' is not possible: it must be written as ^[1-9]\\d{0,3}[hm]$.",
+            "completion_window '99d' is not possible: write it as in 24h or 30m.",
         ),
         (runs.LogScales, [], "the body must be a JSON object."),
         (runs.LogScales, b"{", "the body is not JSON: Input data was truncated."),

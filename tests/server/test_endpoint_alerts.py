@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from jupyter_llmcloud.core.detect import endpoint_detectors
 from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.endpoints import alerts
 from jupyter_llmcloud.server.endpoints.alerts import EndpointMonitor
-from jupyter_llmcloud.storage.server_state import RequestRecord, ServerState
+from jupyter_llmcloud.storage.server_state import RequestRecord, RowRecord, ServerState
 from tests.support.server_parts import Server, make_model
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -49,6 +50,22 @@ def test_an_endpoint_that_begins_to_fail_is_told_everywhere_once(
     assert row["subject"] == "gpt" and row["detail"]["detector"] == "errors"
     labels = {"endpoint": "gpt", "detector": "errors"}
     assert REGISTRY.get_sample_value("llmcloud_endpoint_alerts_total", labels) == 1
+
+
+def test_a_data_set_that_an_endpoint_works_through_is_no_slowness_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, state = Sent(), ServerState(tmp_path / "server.sqlite")
+    monkeypatch.setattr(alerts, "alert_sender", lambda: sent)
+    monitor = EndpointMonitor(Audit(state, None, logging.getLogger()), logging.getLogger())
+    monitor.answered([record()] * 300)
+    late = replace(record(), first_byte_s=2.0)
+    rows = [RowRecord(**vars(late))] * 100
+    state.add_usage(list(rows))
+    monitor.answered(rows)
+    assert not sent.told
+    monitor.answered([late] * 50)  # while the same of those who wait for an answer is told
+    assert [alert["detector"] for alert in sent.told] == ["latency"]
 
 
 async def test_an_endpoint_that_answers_late_and_then_fails_is_told_of_what_its_gateway_has_seen(

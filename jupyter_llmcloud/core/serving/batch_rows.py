@@ -14,6 +14,8 @@ MAX_ROWS = 100_000
 MAX_CUSTOM_ID = 512
 SHARE = 0.75  # of the places of an endpoint: the rest is there for whoever waits for an answer
 MAX_BACK_OFF_S = 30.0
+WINDOW = r"^[1-9]\d{0,3}[hm]$"  # how long a batch may take: hours or minutes
+WINDOWS = ("24h", "30m")  # as it is written
 
 
 @dataclass(frozen=True)

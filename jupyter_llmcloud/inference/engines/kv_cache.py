@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.system import cgroup
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = min(psutil.virtual_memory().available, _free_of_own_nodes())
-    limit, used = (_read_int(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    in_group = cgroup.memory_left()
+    return free if in_group is None else min(free, in_group)
 
 
 def share_of_free(device: torch.device, promised: int = 0) -> int:
@@ -97,13 +97,6 @@ def _free_of_own_nodes() -> int:
     except (ImportError, TypeError, ValueError):  # a private function: other versions may have none, or another one
         return psutil.virtual_memory().total - psutil.Process().memory_info().rss
     return int(total - max(reserved, allocated))
-
-
-def _read_int(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def plan_cache(

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from jupyter_llmcloud.core.data.rows import rows_of
+from jupyter_llmcloud.core.names import type_in_words
 from jupyter_llmcloud.inference.open_inference.tensors import (
     InvalidInput,
     Tensor,
@@ -214,8 +215,8 @@ def plain(value: Any) -> Any:
         if (found := known(value)) is not _UNKNOWN:
             return found
     if isinstance(value, Iterator):
-        raise TypeError(f"a {type(value).__name__} is no JSON value: return a list, or yield from stream(inputs)")
-    raise TypeError(f"a {type(value).__name__} is no JSON value, no array, no table and no number of NumPy")
+        raise TypeError(f"{type_in_words(value)} is no JSON value: return a list, or yield from stream(inputs)")
+    raise TypeError(f"{type_in_words(value)} is no JSON value, no array, no table and no number of NumPy")
 
 
 def _plain_scalar(value: np.generic) -> Any:

@@ -100,6 +100,12 @@ def _bare(kind: inspect.Type) -> Any:
     return kind
 
 
+def _examples(kind: inspect.Type) -> list[str]:
+    """What is said of a field, beside its type, of how it is written."""
+    said = (kind.extra_json_schema or {}) if isinstance(kind, inspect.Metadata) else {}
+    return list(map(str, said.get("examples", ())))
+
+
 class _Complaint:
     """What msgspec finds wrong, with the names and the value that belong to it."""
 
@@ -110,13 +116,15 @@ class _Complaint:
         self.names: list[str] = []
         self.value, self.fields = given, _fields(kind)
         self.type: Any = None
+        self.examples: list[str] = []
         for name, index in _STEP.findall(found["path"] or ""):
             self._step(name, index)
 
     def _step(self, name: str, index: str) -> None:
         if name:
             self.names.append(name)
-            self.type = next(_bare(field.type) for field in self.fields if field.encode_name == name)
+            kind = next(field.type for field in self.fields if field.encode_name == name)
+            self.type, self.examples = _bare(kind), _examples(kind)
             self.value = self.value.get(name)
         elif isinstance(self.type, inspect.ListType):
             self.type, self.value = _bare(self.type.item_type), self.value[int(index)]
@@ -172,8 +180,9 @@ class _Complaint:
         return f"{self.name} has {len(self.value)} characters: {found[1]} at most."
 
     def another_form(self, found: re.Match[str]) -> str:
-        """A text that is not written as it must be."""
-        return f"{self.name} {self.value!r:.80} is not possible: it must be written as {found[1]}."
+        """A text that is not written as it must be: by examples, where there are some."""
+        form = f"write it as in {' or '.join(self.examples)}" if self.examples else f"it must match {found[1]}"
+        return f"{self.name} {self.value!r:.80} is not possible: {form}."
 
     def out_of_bounds(self, found: re.Match[str]) -> str:
         """A number that is too small or too large."""

@@ -20,6 +20,7 @@ _MISSING = re.compile(r"missing required field `([^`]*)`")
 _TYPE = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
 _BOUND = re.compile(r"Expected `(\w+)` (>=|<=|>|<) (\S+)")
 _LENGTH = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
+_FORM = re.compile("Expected `str` matching regex ")
 _ENUM = re.compile(r"Invalid enum value (.*)", re.DOTALL)
 _INDEX = re.compile(r"\[(\d+|\.\.\.)\]")
 _PART = re.compile(r"[^.\[\]]+|\[\d+\]")
@@ -43,6 +44,7 @@ _FIELDS = {
     "messages": "a list of messages",
     "tools": "a list of tools",
 }
+_FORMS = {"name": "1 to 128 letters of ASCII, digits, '_', '.', ':' or '-'"}  # of texts that have one
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _MAX_SHOWN = 60
 _MAX_UNKNOWN_NULLS = 16  # places, and names that are known elsewhere: each costs a pass over the whole body
@@ -172,6 +174,8 @@ def _wrong_value(place: str, message: str, seen: str) -> ApiError:
         of = "characters" if wrong[1] == "str" else "entries"
         few = "at least" if wrong[2] == ">=" else "at most"
         return invalid(place, f"{place} must have {few} {wrong[3]} {of}.")
+    if _FORM.match(message):
+        return invalid(place, f"{place} must be {_FORMS.get(name, 'written otherwise')}{seen}.")
     if wrong := _ENUM.fullmatch(message):
         must = f": it must be {_FIELDS[name]}" if name in _FIELDS else " is not supported here"
         return ApiError(400, f"{place}={wrong[1][:_MAX_SHOWN]}{must}.", param=place, code="unsupported_value")

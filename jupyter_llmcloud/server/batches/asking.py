@@ -19,6 +19,7 @@ from jupyter_llmcloud.server.answers.copied_answers import CopiedAnswers
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 from jupyter_llmcloud.server.gateway.request_shape import shape_of
+from jupyter_llmcloud.storage.server_state import RowRecord
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -163,7 +164,8 @@ class RowAsker:
             raise
         finally:
             copies.keep(asked)
-            self._requests.end(open_request, proxy.record(), proxy.unknown_usage(), endpoint.rates)
+            record = RowRecord(**vars(proxy.record()))
+            self._requests.end(open_request, record, proxy.unknown_usage(), endpoint.rates)
 
     def _reserve(self, key_id: str | None, shape: RequestShape) -> KeyReservation | None:
         """A row counts as any other request of its key does; over its quota it waits."""

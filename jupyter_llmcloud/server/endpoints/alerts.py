@@ -11,6 +11,7 @@ from prometheus_client import Counter
 from jupyter_llmcloud.core.detect.detector import Alert
 from jupyter_llmcloud.core.detect.endpoint_detectors import CLIENT_GONE, AnsweredRequest, EndpointDetectors
 from jupyter_llmcloud.server.gateway.metrics import endpoint_label
+from jupyter_llmcloud.storage.server_state import RowRecord
 from jupyter_llmcloud.system.alert_sinks import alert_sender
 
 if TYPE_CHECKING:
@@ -66,5 +67,7 @@ class EndpointMonitor:
 def _seen(record: RequestRecord) -> AnsweredRequest:
     is_whole = record.outcome in ("done", "cached") or record.status >= 400
     status = CLIENT_GONE if record.outcome in _NOT_ITS_FAULT else record.status
-    first_byte_s = None if record.outcome == "cached" else record.first_byte_s
+    # Rows of a batch take the room that the replicas have, and nobody waits for one of them.
+    tells_latency = record.outcome != "cached" and not isinstance(record, RowRecord)
+    first_byte_s = record.first_byte_s if tells_latency else None
     return AnsweredRequest(status, is_whole, first_byte_s, record.prompt_tokens or None)

@@ -58,12 +58,12 @@ def resolve_target(target: str, runs: RunStore, root_dir: Path | None, base_mode
         try:
             return _of_run(target, runs, base)
         except NotFound as error:
-            not_a_run = str(error)
+            missing = f"{error} Nor is there a folder {target!r}"
     else:
-        not_a_run = f"{target!r} is not a folder, nor can a run have this name."
+        missing = f"there is no folder {target!r}"
     path = _absolute(target, root_dir)
     if not path.is_dir():
-        raise NotFound(f"{not_a_run} Nor is there a folder {target!r}: a folder is best named by its whole path.")
+        raise NotFound(f"{missing}{'' if os.path.isabs(target) else ': a folder is best named by its whole path'}.")
     return _checked(path, path.name, base)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.open_inference.classifiers.images import upright
 from jupyter_llmcloud.inference.open_inference.classifiers.text import TextClassifier, TextRow
 from tests.support.predictions import Replica, folder_spec, serve
 from tests.support.tiny_models import one_thread, save_tiny_bert, save_tiny_vit, word_tokenizer
@@ -297,39 +296,6 @@ def test_a_picture_that_a_camera_took_upright_is_seen_upright(tmp_path: Path) ->
         np.testing.assert_allclose(told["outputs"]["logits"], wanted, rtol=1e-4, atol=1e-5)
 
     serve(folder_spec(folder), asks)
-
-
-@pytest.mark.parametrize(
-    ("exif", "turned"),
-    [
-        (b"\x00\x02\x01\x00\x00\x0b\x00\x00\x00\x01\x3f\x80\x00\x00" b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00", 1),
-        (b"\x00\x02\x01\x0f\x00\x05\x00\x00\x00\x01\x00\x00\x00\x1a" b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x03\x00\x00", 2),
-        (b"\x00\x01\x01\x12\x00\x02\x00\x00\x00\x01A\x00\x00\x00", 0),
-        (b"\x00\x05", 0),
-    ],
-    ids=["a width that is a fraction", "a maker that is a number", "an orientation that is a text", "no end"],
-)  # fmt: skip
-def test_what_is_wrong_beside_the_pixels_of_a_picture_is_no_error_of_it(exif: bytes, turned: int) -> None:
-    """To turn it, all of what the camera had written was written anew, which cannot be done with everything."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08" + exif)
-    assert np.array_equal(np.asarray(upright(Image.open(file))), np.rot90(pixels, -turned))
-
-
-def test_a_picture_is_turned_as_pillow_turns_it() -> None:
-    from PIL import Image, ImageOps
-
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 8, 3), dtype=np.uint8))
-    for orientation in range(10):
-        file = io.BytesIO()
-        exif = picture.getexif()
-        exif[0x0112] = orientation
-        picture.save(file, "PNG", exif=exif)
-        wanted = ImageOps.exif_transpose(Image.open(file))
-        assert np.array_equal(np.asarray(upright(Image.open(file))), np.asarray(wanted))
 
 
 def test_a_number_that_is_predicted_of_a_picture_is_no_choice_of_one(tmp_path: Path) -> None:

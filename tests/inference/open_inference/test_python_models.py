@@ -148,7 +148,7 @@ def test_what_cannot_be_sent_is_said_so(tmp_path: Path) -> None:
     spec = cell("def load(): ...\ndef predict(inputs): return object() if inputs else {1, 2}", tmp_path)
 
     async def asks(replica: Replica) -> None:
-        assert "cannot be sent: a object is no JSON value" in (await replica.infer({"inputs": 1}, 500))["error"]
+        assert "cannot be sent: an object is no JSON value" in (await replica.infer({"inputs": 1}, 500))["error"]
         body = {"inputs": [tensor("x", "BOOL", [True, True])]}
         assert "no datatype of the protocol" in (await replica.infer(body, 500))["error"]
 

@@ -14,13 +14,9 @@ from jupyter_llmcloud.inference.open_inference.classifiers.scores import Labels
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, TensorMetadata
 from jupyter_llmcloud.inference.open_inference.tensors import BYTES, Array, InvalidInput, Tensor
+from jupyter_llmcloud.storage.datasets.pixels import as_rgb
 
 MAX_PIXELS = 64 << 20
-_ORIENTATION = 0x0112  # of EXIF
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
-    6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
-}  # fmt: skip
 
 
 class ImageClassifier:
@@ -128,25 +124,6 @@ class ImageClassifier:
         """Nothing is held beside memory."""
 
 
-def upright(image: Any) -> Any:
-    """The image of a file in RGB, as people see it: cameras write how they were held beside the pixels (EXIF).
-
-    Nothing else of what they have written is needed, and some of that no library writes again.
-    """
-    from PIL.Image import Transpose
-
-    turn = _TURNS.get(_orientation(image))
-    plain = image.convert("RGB")
-    return plain if turn is None else plain.transpose(Transpose[turn])
-
-
-def _orientation(image: Any) -> Any:
-    try:
-        return image.getexif().get(_ORIENTATION)
-    except Exception:  # what is wrong beside the pixels is no error of them
-        return None
-
-
 def _opened(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
@@ -154,6 +131,6 @@ def _opened(data: bytes) -> Any:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             return InvalidInput(f"the image has {image.width} x {image.height} pixels: at most {MAX_PIXELS} are read")
-        return upright(image)
+        return as_rgb(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         return InvalidInput(f"the image cannot be read: {error}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from jupyter_llmcloud.core.serving.batch_rows import WINDOW, WINDOWS
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
 
 Time = Annotated[int, Meta(description="Seconds since the epoch.")]
@@ -61,7 +62,12 @@ class CreateBatch(Body, frozen=True):
         str, Meta(description="What every row is posted to.", examples=["/v1/completions", "/v1/chat/completions"])
     ]
     completion_window: Annotated[
-        str, Meta(pattern=r"^[1-9]\d{0,3}[hm]$", description="What is not answered by then is given up: 24h, 30m.")
+        str,
+        Meta(
+            pattern=WINDOW,
+            description="What is not answered by then is given up: hours or minutes.",
+            examples=[*WINDOWS],
+        ),
     ] = "24h"
     metadata: Annotated[dict[str, str], Meta(max_length=16, description="To tell it from others.")] = {}
 
