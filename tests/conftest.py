@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -14,9 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from jupyter_events import schema
+from jupyter_events.schema import EventSchema
+from jupyter_server import serverapp
 from jupyter_server.serverapp import ServerApp
 
 from tests.support import guardian, leaks
@@ -177,6 +181,30 @@ def module_root() -> Iterator[Path]:
     """The same for all tests of a module."""
     with pytest.MonkeyPatch.context() as patch, own_folders(patch) as root:
         yield root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_read_once_what_is_the_same_for_all() -> Iterator[None]:
+    """The schemas of a Jupyter server's events, which it parses and checks, and the commit of which it asks git.
+
+    Fifteen milliseconds of the hundred that a start takes of a processor, and there are hundreds.
+    """
+    load, validate, checked = EventSchema._load_schema, schema.validate_schema, set[str]()
+    of_file = functools.cache(load)
+
+    def load_once(told: Any) -> Any:
+        return of_file(told) if isinstance(told, Path) else load(told)
+
+    def validate_once(told: dict[str, Any]) -> None:
+        if (text := repr(told)) not in checked:
+            validate(told)
+            checked.add(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EventSchema, "_load_schema", staticmethod(load_once))
+        patch.setattr(schema, "validate_schema", validate_once)
+        patch.setattr(serverapp, "get_sys_info", functools.cache(serverapp.get_sys_info))
+        yield
 
 
 @pytest.fixture

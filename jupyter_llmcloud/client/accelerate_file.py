@@ -54,9 +54,10 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--accelerate-config {path}: it cannot be read ({error}). `accelerate config --config_file {path}` writes "
-            "it."
+            f"--accelerate-config {path}: it cannot be read ({why}). "
+            f"`accelerate config --config_file {path}` writes it."
         ) from None
     try:
         content = json.loads(text) if path.suffix == ".json" else _yaml(text)

@@ -6,12 +6,14 @@ import builtins
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.data.rows import rows_of
+from jupyter_llmcloud.core.serving.batch_rows import WINDOW, WINDOWS
 from jupyter_llmcloud.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +106,12 @@ def row_groups(
         yield route, lines
 
 
+def check_window(window: str) -> None:
+    """Before anything is sent. Raises UsageError."""
+    if not isinstance(window, str) or not re.fullmatch(WINDOW, window):
+        raise UsageError(f"window={window!r:.80} is not possible: write it as in {' or '.join(WINDOWS)}.")
+
+
 def _encoded(row: Mapping[str, Any], number: int) -> bytes:
     """A row as JSON, with what NumPy has made of lists and numbers as it was. Raises UsageError."""
     try:
@@ -152,6 +160,7 @@ class BatchClient:
             served: tells the model by which they are answered from others.
             fresh: ask for all of them, whatever was answered before.
         """
+        check_window(window)
         rows = hashlib.sha256(b"\n".join([served.encode(), route.encode(), *lines])).hexdigest()
         unfinished = [] if fresh else self._unfinished(rows)
         answered = self._answered_before(unfinished)

@@ -189,7 +189,12 @@ def read_story(path: Path, is_over: bool) -> RankStory:
             end = about["what"] if about["what"] else ("" if not about.get("enough") else "it was ended on purpose")
         elif "kind" in about:
             entries[about["number"]] = RankAct(
-                about["kind"], about["what"], about["where"], about.get("shape", ""), tuple(about.get("group", ()))
+                about["kind"],
+                about["what"],
+                about["where"],
+                about.get("shape", ""),
+                tuple(about.get("group", ())),
+                number=about["number"],
             )
     if is_over and not end:
         end = "its process has ended"
@@ -197,7 +202,7 @@ def read_story(path: Path, is_over: bool) -> RankStory:
 
 
 def _plain(entry: RankAct) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in ("kind", "what", "where", "shape", "group", "ended")}
+    return {name: getattr(entry, name) for name in ("kind", "what", "where", "shape", "group", "ended", "number")}
 
 
 class _Workplace:

@@ -22,6 +22,17 @@ REDRAW_S = 0.2
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 
+_MAGIC = re.compile(
+    r"(?<![%\w])%(endpoints keys|endpoints|compress|export|explain|prepare|shards|runs|sweeps|cluster)\b"
+)
+_AS_TYPED = {"cluster": "clusters", "endpoints keys": "keys"}
+
+
+def in_terminal(text: str) -> str:
+    """What a message tells to type in a notebook, as it is typed in a terminal: `%runs stop x`."""
+    return _MAGIC.sub(lambda found: f"jupyter llmcloud {_AS_TYPED.get(found[1], found[1])}", text)
+
+
 def status_of(text: str) -> int | None:
     """The exit status of sys.exit() with a number; None where it was left with something else, which Python prints."""
     return int(text) & 0xFF if text.removeprefix("-").isdecimal() else None

@@ -6,6 +6,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
 
@@ -124,7 +125,7 @@ def parse_replicas(text: str) -> int | str:
     if not match or high < 1 or (low < 1 and match[2] is None):
         raise UsageError(f"{text!r} is not possible: write a number such as 2, or bounds such as 1:4 for the load.")
     if low > high or high > MAX_REPLICAS:
-        raise UsageError(f"{text!r} is not possible: at least 1 replica (0 with bounds), at most {MAX_REPLICAS}.")
+        raise UsageError(f"{text!r} is not possible: the least comes first, as in 1:4; {MAX_REPLICAS} are the most.")
     return low if match[2] is None else f"{low}:{high}"
 
 
@@ -153,6 +154,12 @@ def parse_variables(text: str, option: str = "") -> list[str]:
         words = "expected names of variables separated by commas" + (f", not {bad[0]!r}." if bad else ".")
         raise UsageError(f"{option} {text!r}: {words}" if option else words)
     return names
+
+
+def type_in_words(value: Any) -> str:
+    """What a value is, in an error: `a list`, `an int`."""
+    word = type(value).__name__
+    return f"{'an' if word[:1].lower() in tuple('aeiou') else 'a'} {word}"
 
 
 def whole_number(text: str) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
 
+DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2212")  # into which word processors and web pages turn hyphens
+
 
 @dataclass(frozen=True)
 class Option:
@@ -73,8 +75,10 @@ class Option:
         try:
             return self.parse(text)
         except (UsageError, ValueError) as error:
-            words = _ended(str(error))
-            raise UsageError(words if flag in words else f"{flag} {text!r}: {words}") from None
+            words, seen = _ended(str(error)), repr(text)
+            if flag in words:
+                raise UsageError(words) from None
+            raise UsageError(f"{flag} {words}" if words.startswith(seen) else f"{flag} {seen}: {words}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -140,9 +144,19 @@ def integer(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def read_argument(syntax: Syntax, text: str, read: Callable[[str], Any]) -> Any:
+    """An argument that is more than a text. Raises UsageError, which names the magic."""
+    try:
+        return read(text)
+    except UsageError as error:
+        raise UsageError(_ended(f"{syntax.magic} {text}: {error}")) from None
+
+
 def kind_and_options(words: Sequence[str], command: str) -> tuple[str, dict[str, Any]]:
     """The kind of a cluster and what is given to it, of `[KIND] [key=value...]`. Raises UsageError."""
     given = dict(_key_and_value(word, command) for word in words if "=" in word)
+    if "workers" in given:
+        raise UsageError(f"{command}: how many workers there are is said by --workers {given['workers']}.")
     kinds = [word for word in words if "=" not in word]
     if len(kinds) > 1:
         raise UsageError(f"{command}: one KIND only, not {' and '.join(kinds)}.")
@@ -265,6 +279,8 @@ def _unknown(syntax: Syntax, flag: str) -> str:
     hint = did_you_mean(flag, flags)
     if flag in ("-h", "--help"):
         hint = f" {syntax.magic.split()[0]}? shows what each does."
+    elif not flag.startswith("--") and (short := syntax.option(flag[:2])) and short.takes_value:
+        hint = f" Did you mean {flag[:2]} {flag[2:]}?"
     elif flag.removeprefix("--").upper() in syntax.arguments.strip("[]").split():
         hint = f" It is written without one: {syntax.magic} {syntax.arguments}."
     allowed = f" Allowed: {', '.join(option.flags[-1] for option in syntax.options)}." if flags else " It takes none."
@@ -279,10 +295,24 @@ def _check_arguments(syntax: Syntax, arguments: list[str]) -> None:
         most = len(expected)
     least = sum(not word.startswith("[") for word in expected)
     if len(arguments) < least:
-        raise UsageError(f"{syntax.magic}: expected {syntax.arguments}.")
+        raise UsageError(_ended(f"{syntax.magic}: expected {syntax.arguments}"))
     if len(arguments) > most:
-        what = f"expected {syntax.arguments} only" if expected else "it takes no arguments"
-        raise UsageError(f"{syntax.magic}: what does {arguments[int(most)]!r} mean? {what[0].upper()}{what[1:]}.")
+        word = arguments[int(most)]
+        takes = f"Expected {syntax.arguments} only" if expected else "It takes no arguments"
+        raise UsageError(f"{syntax.magic}: what does {word!r} mean? {takes}.{_perhaps(syntax, word)}")
+
+
+def _perhaps(syntax: Syntax, word: str) -> str:
+    """What was perhaps meant by a word that stands where none may: an option, or the first line of a cell."""
+    if word[:1] in DASHES:
+        return f" Options begin with the keyboard's hyphen, -, not with {word[0]}."
+    name, equals, value = word.partition("=")
+    flag = f"{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}"
+    if equals and syntax.option(flag):
+        return f" Did you mean {flag} {value}?"
+    if word.isdecimal() and syntax.option("-n"):
+        return f" Did you mean -n {word}?"
+    return " Code stands in the lines below it." if syntax.magic.startswith("%%") else ""
 
 
 def usage(syntax: Syntax) -> str:

@@ -28,7 +28,7 @@ from jupyter_llmcloud.core.names import (
     parse_variables,
     whole_number,
 )
-from jupyter_llmcloud.core.options import Option, Syntax, integer, number
+from jupyter_llmcloud.core.options import Option, Syntax, did_you_mean, integer, number
 from jupyter_llmcloud.core.parallel.accelerate_config import parse_content
 from jupyter_llmcloud.core.parallel.plan import COMPRESSIONS, normalised
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
@@ -134,7 +134,8 @@ class Spec:
         """Checked values by name; None or an empty list is left out. Raises UsageError that names the option."""
         known = cls._by_name(interface)
         if unknown := [name for name in given if name not in known]:
-            raise UsageError(f"there is no option {unknown[0]!r} here. Allowed: {', '.join(known)}.")
+            hint = did_you_mean(unknown[0], known)
+            raise UsageError(f"there is no option {unknown[0]!r} here.{hint} Allowed: {', '.join(known)}.")
         said = {name: value for name, value in given.items() if not (value is None or _is_empty(value))}
         return cls(**{name: known[name].check(value) for name, value in said.items()})
 
@@ -237,7 +238,7 @@ class RunSpec(Spec):
     balance: bool = option(
         SWITCH,
         "Give each rank as many rows of a batch as suit its speed, which is measured; the gradient stays that of the "
-        "whole batch. For --plan ddp and loaders that Accelerate prepares.",
+        "whole batch, of a loss that is a mean over its rows. For --plan ddp and loaders that Accelerate prepares.",
         False,
         resumes=True,
     )
@@ -352,7 +353,7 @@ def table(spec: type[Spec]) -> str:
     interfaces = ((Interface.NOTEBOOK, "notebook"), (Interface.SHELL, "terminal"), (Interface.REST, "REST"))
     lines = ["| option | where | does |", "|---|---|---|"]
     for option in spec.options():
-        value = option.metavar or "\\|".join(option.values)
+        value = (option.metavar or "|".join(option.values)).replace("|", "\\|")  # which parts the cells of a row
         flags = ", ".join(f"`{flag}`" for flag in option.flags) + (f" {value}" if value else "")
         at = [word for interface, word in interfaces if option in spec.options(interface)]
         lines.append(f"| {flags} | {'everywhere' if len(at) == len(interfaces) else ', '.join(at)} | {option.help} |")

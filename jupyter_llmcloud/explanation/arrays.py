@@ -14,10 +14,10 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.attribution import GRADIENTS, PartScores, ablation, integrated_gradients
 from jupyter_llmcloud.explanation.models import OpenedModel
 from jupyter_llmcloud.explanation.texts import chosen_label, measured, probability
-from jupyter_llmcloud.inference.open_inference.classifiers.images import upright
 from jupyter_llmcloud.inference.open_inference.classifiers.scores import Labels
 from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, ExplainRequest
 from jupyter_llmcloud.protocol.model_work import Tell
+from jupyter_llmcloud.storage.datasets.pixels import as_rgb
 
 PATCHES = 14  # along each side of an image, for an ablation
 MAX_SCORES = 1 << 20
@@ -110,8 +110,8 @@ def read_input(opened: OpenedModel, file: Path) -> torch.Tensor:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return pixel_values(opened, upright(Image.open(file)))
-    except (UnidentifiedImageError, OSError) as error:
+        return pixel_values(opened, as_rgb(Image.open(file)))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
         raise UsageError(f"%explain {opened.name}: {file} is no image that can be read: {error}.") from None
 
 

@@ -23,10 +23,10 @@ from jupyter_llmcloud.explanation.tried_rows import (
     tell_row,
     tell_worst,
 )
-from jupyter_llmcloud.inference.open_inference.classifiers.images import upright
 from jupyter_llmcloud.inference.open_inference.classifiers.scores import MULTI
 from jupyter_llmcloud.protocol.explanation import TryRequest
 from jupyter_llmcloud.protocol.model_work import Tell, WorkProgress
+from jupyter_llmcloud.storage.datasets.pixels import as_rgb
 
 _AT_ONCE = 32
 NOISES = (0.05, 0.15)
@@ -153,7 +153,7 @@ def _read(opened: OpenedModel, request: TryRequest) -> tuple[torch.Tensor, list[
     from PIL import Image
 
     found = spread(json.loads(path.read_bytes()), request.num_rows)
-    images = [pixel_values(opened, upright(Image.open(row["file"]))) for row in found]
+    images = [pixel_values(opened, as_rgb(Image.open(row["file"]))) for row in found]
     return torch.cat(images), [row.get("label") for row in found]
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.data.spec import PrepareSpec
 from jupyter_llmcloud.core.spec import Interface
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.twin import describe
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.commands.tables import Table
     from jupyter_llmcloud.magics.output.prepared import Prepared
 
+Place = str | os.PathLike[str]
+
 __all__ = ["load", "prepare", "shards"]
 
 
 def prepare(
-    source: str | Path | Sequence[str | Path],
+    source: Place | Sequence[Place],
     *,
     tokenizer: Any = None,
-    steps: Sequence[str | Callable[[Any], Any]] | str | None = None,
+    steps: Sequence[str | Callable[[Any], Any]] | Callable[[Any], Any] | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Prepared:
@@ -45,8 +48,8 @@ def prepare(
     from jupyter_llmcloud.magics.session import session
     from jupyter_llmcloud.magics.session.packed_code import pack
 
-    sources = [source] if isinstance(source, str | Path) else list(source)
-    named = steps.split(",") if isinstance(steps, str) else list(steps or ())
+    sources = _places(source)
+    named = steps.split(",") if isinstance(steps, str) else [steps] if callable(steps) else list(steps or ())
     is_text = isinstance(tokenizer, str | Path)
     own = None
     texts = [step for step in named if isinstance(step, str)]
@@ -63,22 +66,29 @@ def prepare(
         body = {key: value for key, value in body.items() if key != "tokenizer"} | {"code": own}
     if storage_options:
         body["storage_options"] = dict(storage_options)
-    return follow(session.current().server, [absolute(str(item)) for item in sources], body)
+    return follow(session.current().server, sources, body)
 
 
 describe(prepare, PrepareSpec)
 
 
-def shards(url: str | Path, nproc: int | None = None, limit: int | None = None, **storage_options: Any) -> Table:
+def shards(
+    url: Place,
+    nproc: int | None = None,
+    limit: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Table:
     """The shards of prepared data as a table: what each holds, where it was written, how uneven they are.
 
     Args:
         nproc: also which rank of so many takes how many rows.
         limit: shards that are listed, the largest first.
+        storage_options: for fsspec; its options can be given one by one as well.
     """
     from jupyter_llmcloud.magics.output.prepared import shard_table
 
-    return shard_table(absolute(str(url)), nproc, limit or 20, storage_options)
+    return shard_table(absolute(os.fspath(url)), nproc, limit or 20, {**(storage_options or {}), **options})
 
 
 def load(source: Any, batch_size: int | None = None, **options: Any) -> Any:
@@ -111,7 +121,22 @@ def load(source: Any, batch_size: int | None = None, **options: Any) -> Any:
     """
     from jupyter_llmcloud.training.data import loading
 
-    return loading.load(absolute(str(source)) if isinstance(source, str | Path) else source, batch_size, **options)
+    place = absolute(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
+    return loading.load(place, batch_size, **options)
+
+
+def _places(source: Any) -> list[str]:
+    """The places of a source. Raises UsageError for what holds rows itself."""
+    if isinstance(source, str | os.PathLike):
+        return [absolute(os.fspath(source))]
+    is_table = isinstance(source, Mapping) or hasattr(source, "columns") or hasattr(source, "column_names")
+    places: list[Any] = list(source) if isinstance(source, Iterable) and not is_table else [None]
+    if not all(isinstance(place, str | os.PathLike) for place in places):
+        raise UsageError(
+            f"a source is files, folders, globs or URLs, not {type(source).__name__}: write the rows as Parquet or "
+            "JSONL first; or hand a data set that is there already to lc.data.load()."
+        )
+    return [absolute(os.fspath(place)) for place in places]
 
 
 def absolute(place: str) -> str:

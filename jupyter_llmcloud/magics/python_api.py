@@ -7,6 +7,7 @@ from typing import Any
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.core.compression.spec import CompressSpec, ExportSpec
 from jupyter_llmcloud.core.explain.spec import ExplainSpec
+from jupyter_llmcloud.core.names import type_in_words
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
 from jupyter_llmcloud.errors import UsageError
@@ -57,22 +58,22 @@ shown_paths.install()
 def distribute(code: str, *, n: int | None = None, **options: Any) -> Any:
     """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True."""
     shell = _shell()
-    return session.current().distribute(shell, _cell(shell, code), {"nproc": n, **options})
+    return session.current().distribute(shell, _cell(shell, code, "distribute"), {"nproc": n, **options})
 
 
 def sweep(code: str, *, n: int | None = None, **options: Any) -> SweepHandle:
     """Run `code` with `trial.suggest_...` as many trials, as `%%sweep` does; returns a handle of the sweep."""
     shell = _shell()
-    return start(shell, _cell(shell, code), {"nproc": n, **options})
+    return start(shell, _cell(shell, code, "sweep"), {"nproc": n, **options})
 
 
-def _cell(shell: Any, code: str) -> Cell:
+def _cell(shell: Any, code: str, twin: str = "distribute") -> Cell:
     if not isinstance(code, str):
         name = getattr(code, "__name__", "train")
-        raise UsageError(
-            f"expected the text of a cell, not a {type(code).__name__}. To call a function on the ranks: "
-            f"lc.distribute({name + '()'!r}, push=[{name!r}])"
+        hint = (
+            f" To call a function on the ranks: lc.{twin}({name + '()'!r}, push=[{name!r}])" if callable(code) else ""
         )
+        raise UsageError(f"expected the text of a cell, not {type_in_words(code)}.{hint}")
     number = current_number(shell)
     body = without_leading_blank_lines(code)
     above = code[: len(code) - len(body)].count("\n")
@@ -87,10 +88,13 @@ describe(export, ExportSpec)
 describe(explain, ExplainSpec)
 
 
-def push(**values: Any) -> None:
+def push(*unnamed: Any, **values: Any) -> None:
     """Copy variables to every rank: `lc.push(a=1)`."""
     from jupyter_llmcloud.magics.commands.distribute import push as push_names
 
+    if unnamed:
+        name = unnamed[0] if isinstance(unnamed[0], str) and unnamed[0].isidentifier() else "x"
+        raise UsageError(f"expected values by name, as in lc.push({name}={name}), not {unnamed[0]!r:.80}.")
     push_names([*values], values)
 
 
@@ -98,6 +102,8 @@ def pull(*names: str) -> Any:
     """Bring variables back: `lc.pull("x")`, `lc.pull("x@3", "y@all")`; one value, or a dict when several are named."""
     from jupyter_llmcloud.magics.commands.distribute import pull as pull_names
 
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise UsageError(f"expected names of variables, as in lc.pull('x'), not {wrong[0]!r:.80}.")
     values = pull_names([*names])
     return next(iter(values.values())) if len(names) == 1 else values
 

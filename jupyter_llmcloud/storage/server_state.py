@@ -209,6 +209,11 @@ class RequestRecord:
 
 
 @dataclass(frozen=True)
+class RowRecord(RequestRecord):
+    """A row of a batch, as it ended: nobody waited for its answer."""
+
+
+@dataclass(frozen=True)
 class KeyUsage:
     """What a key has asked on one day."""
 

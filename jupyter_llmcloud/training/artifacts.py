@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.core.names import type_in_words
 from jupyter_llmcloud.protocol.payload_size import dump_variables
 from jupyter_llmcloud.system.atomic_files import publish_folder
 from jupyter_llmcloud.training import saved_model
@@ -35,6 +36,7 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
     `save_pretrained` (safetensors); a `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as
     `model.safetensors`. All `ranks` must call it: they agree on what they hold before it is gathered. Raises UsageError
     when a rank cannot save, when ranks hold different models, or when what was written could not be loaded again.
+    Returns what was written, on the rank that has.
     """
     if not names:
         return {}
@@ -55,8 +57,9 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
         if rank == ranks[0]:
             shutil.rmtree(staging, ignore_errors=True)
         raise
-    if rank == ranks[0]:
-        publish_folder(staging, folder, durable=False)  # the cell does not wait for gigabytes to be on the disk
+    if rank != ranks[0]:
+        return {}  # whether it is written in the end is not known here
+    publish_folder(staging, folder, durable=False)  # the cell does not wait for gigabytes to be on the disk
     return {"model": folder.name}
 
 
@@ -67,7 +70,7 @@ def _describe(name: str, namespace: dict[str, Any], ranks: list[int], rank: int)
     can_be_saved = isinstance(value, torch.nn.Module) or hasattr(value, "save_pretrained") or _is_raw_tokenizer(value)
     if not can_be_saved:
         return SavedModel(
-            f"--save {name}: cannot save a {type(value).__name__}. Name a model (torch.nn.Module), a tokenizer, "
+            f"--save {name}: cannot save {type_in_words(value)}. Name a model (torch.nn.Module), a tokenizer, "
             "or anything with save_pretrained()."
         )
     return describe(name, value, compares_values=len(ranks) > 1)
@@ -127,7 +130,7 @@ def pickled(values: dict[str, Any], what: str = "%pull") -> bytes:
 
 
 def _cannot_leave(name: str, value: Any, error: Exception) -> TypeError:
-    return TypeError(f"{name!r} ({type(value).__name__}) cannot be pickled: {error}")
+    return TypeError(f"{name!r} ({type(value).__name__}) cannot be pickled: {error}. Bring plain values of it.")
 
 
 def _dump(value: Any, file: Any) -> None:

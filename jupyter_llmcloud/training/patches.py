@@ -286,8 +286,6 @@ LIGHTNING = (
     *_in_packages("lightning.pytorch", "lightning.fabric"),
     *_in_packages("pytorch_lightning", "lightning_fabric"),
 )
-# Of libraries that most cells never load: replaced as soon as a cell imports the module.
-ON_IMPORT = (IGNITE, ELASTIC_LAUNCH, *LIGHTNING)
 
 # --- process groups --------------------------------------------------------------------------------------------------
 
@@ -334,14 +332,19 @@ PLANS = Patch(
     without="Only --plan ddp works; spread the model in the cell, by fully_shard or parallelize_module.",
     checked=_ACCELERATE,
     targets={
+        "accelerate:Accelerator.__init__": (),
+        "accelerate:Accelerator.num_processes": None,  # a property
         "accelerate:Accelerator.prepare": ("args", "device_placement"),
         "accelerate:Accelerator.prepare_model": ("model", "device_placement", "evaluation_mode"),
         "accelerate:Accelerator.get_state_dict": ("model", "unwrap"),
+        "accelerate:Accelerator.save": ("obj", "f", "safe_serialization"),
         "accelerate:Accelerator.save_state": ("output_dir",),
         "accelerate:Accelerator.load_state": ("input_dir",),
         "accelerate:Accelerator.gather": ("tensor",),
         "accelerate:Accelerator.reduce": ("tensor", "reduction", "scale"),
         "accelerate.state:PartialState.wait_for_everyone": (),
+        "accelerate.state:PartialState.split_between_processes": ("inputs", "apply_padding"),
+        "accelerate.local_sgd:LocalSGD.__init__": ("accelerator", "model", "local_sgd_steps", "enabled"),
         "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
         "torch.nn.utils.clip_grad:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
         "accelerate.accelerator:gather_object": ("object",),
@@ -352,16 +355,26 @@ PLANS = Patch(
 )
 
 TRAINER_PLANS = Patch(
-    feature="--plan for a Trainer",
-    why="It counts every process as one with data of its own, and saves on one rank what others have a part of.",
-    without="Under a plan that shares batches, Trainer's losses are multiplied; save with --save only.",
+    feature="--plan, --balance and --elastic for a Trainer",
+    why="It counts every process as one with data of its own, multiplies losses by the processes that there are, and "
+    "saves on one rank what others have a part of.",
+    without="Under a plan that shares batches, and on other numbers of ranks, Trainer's losses are multiplied; save "
+    "with --save only.",
     checked=_TRANSFORMERS,
     targets={
         "transformers:Trainer._get_num_items_in_batch": ("batch_samples", "device"),
+        "transformers:Trainer.compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
         "transformers:Trainer.evaluation_loop": ("dataloader", "description"),
         "transformers:Trainer.train": ("resume_from_checkpoint",),
         "transformers:PreTrainedModel.save_pretrained": ("save_directory",),
     },
+)
+ADAPTER_PLANS = Patch(
+    feature="A word where an adapter that a plan has cut would be saved in parts",
+    why="Its model saves what this rank has of each tensor; peft asks nobody before it writes.",
+    without="Under a plan save adapters with --save only.",
+    checked="peft 0.21",
+    targets={"peft.peft_model:PeftModel.save_pretrained": ("save_directory",)},
 )
 SPAWNED_WORKERS = Patch(
     feature="Loader workers and pools started by spawn or forkserver with classes and functions of a cell",
@@ -436,11 +449,16 @@ BLOCKED_TIME = Patch(
     },
 )
 LOSSES = Patch(
-    feature="A word where a loss is a sum, of which --balance and --elastic cannot share out the rows",
-    why="Whether a loss is a mean over its rows is told by its graph, which nobody has but who computes gradients.",
-    without="Training works; with --balance, gradients of sums are weighed by rows as those of means are.",
+    feature="--balance and --elastic: a Trainer's means weighed by rows, and a word where a loss is no mean of rows",
+    why="Whether a loss is a mean over its rows is told by its graph, which nobody has but who computes gradients; "
+    "that ranks wait for others is known where they do.",
+    without="Training works; gradients of sums are weighed by rows, and a step of several backward passes is not "
+    "shared out by speed.",
     checked=_TORCH,
-    targets={"torch.autograd:_engine_run_backward": ("t_outputs",)},
+    targets={
+        "torch.autograd:_engine_run_backward": ("t_outputs",),
+        "torch.nn.parallel:DistributedDataParallel._pre_forward": (),
+    },
 )
 DATA_TIME = Patch(
     feature="The time that a rank spends in data loaders",
@@ -489,6 +507,9 @@ AT_EXIT = Patch(
     checked=_PYTHON,
     targets={"atexit:register": None, "atexit:unregister": None},  # built-in functions
 )
+
+# Of libraries that most cells never load: replaced as soon as a cell imports the module.
+ON_IMPORT = (IGNITE, ELASTIC_LAUNCH, *LIGHTNING, ADAPTER_PLANS)
 
 CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import jupyter_llmcloud
 from jupyter_llmcloud.core.detect.run_detectors import rolls_back
+from jupyter_llmcloud.core.options import did_you_mean
 from jupyter_llmcloud.errors import LLMCloudError, ProtocolError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Names, NamesFound, Pull, Pulled, Push
 from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, replace
@@ -316,6 +317,10 @@ class Rank:
         return Done()
 
     def _pull(self, message: Pull) -> Pulled:
+        known = self._start_shell().user_ns
+        if missing := [name for name in message.names if name not in known]:
+            own = [name for name in known if not name.startswith("_")]
+            raise UsageError(f"there is no variable {missing[0]!r}.{did_you_mean(missing[0], own)}")
         return Pulled(payload=self._pickled(message.names))
 
     def _names(self, message: Names) -> NamesFound:

@@ -47,6 +47,7 @@ from jupyter_llmcloud.system.processes import give_back_memory
 _WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
 MADV_DONTNEED = 4
+IMPORT_THRESHOLD = 100_000  # objects that imports make between two looks for those that are of no use any more
 # Parts of this package whose functions are called in place of a library's.
 _BETWEEN = (
     *("integrations", "group", "parallel", "resume", "output.notebook_tqdm"),
@@ -116,7 +117,7 @@ def settle() -> None:
     linecache.clearcache()
     gc.collect()
     gc.freeze()
-    gc.enable()
+    gc.enable()  # which whoever had it imported may have turned off
     give_back_memory()
     forget_clean_pages()
 
@@ -287,8 +288,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # likewise, as a notice
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when a place is taken away: the agent says when to end
-    gc.disable()  # imports make what stays: looking through it again and again takes a tenth of their time
+    # Imports make what stays: looking through it again and again takes a tenth of their time. What does not stay is
+    # looked for now and then: left until the end, it would leave its memory in holes, three megabytes of them.
+    thresholds = gc.get_threshold()
+    gc.set_threshold(IMPORT_THRESHOLD)
     preload()
+    gc.set_threshold(*thresholds)
     settle()
     outlive_parent()
     Zygote(control).serve()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 import pytest
 
-from jupyter_llmcloud.client.batches import row_groups
+from jupyter_llmcloud.client.batches import check_window, row_groups
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -85,3 +85,12 @@ def test_an_input_that_is_none_is_named_by_its_number() -> None:
         asked(pandas.Series(["a", None]))
     with pytest.raises(UsageError, match=r"input 1 has no column 'text'\. It has body"):
         asked([{"text": "a"}, {"body": "b"}], "text")
+
+
+@pytest.mark.parametrize("window", ["x", "99d", "0h", "24h\n", "12345m", 24])
+def test_a_time_for_the_answers_that_is_none_is_refused_by_how_it_is_written(window: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_window(window)
+    assert str(caught.value) == f"window={window!r} is not possible: write it as in 24h or 30m."
+    check_window("24h")
+    check_window("30m")

@@ -302,6 +302,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(shell: Shell) -> N
         (("run",), "which script?"),
         (("run", "bad.py", "--precision", "fp7"), "Choose one of no, bf16"),
         (("run", "bad.py", "--lr", "1"), "comes after --"),
+        (("run", "bad.py", "--nprocs", "2"), "what does --nprocs mean? Did you mean --nproc? What"),
     ):
         status, _, err = shell.run(*words)
         assert status in (1, 2) and said in err

@@ -163,3 +163,19 @@ def test_what_the_encoding_of_the_terminal_has_not_is_written_as_python_writes_i
     terminal.logs([(0, line("gr\xfc\xdfe \udcff\n"))])
     terminal.finish("finished", [])
     assert data.getvalue() == b"[0] gr\\xfc\\xdfe \\udcff\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "typed"),
+    [
+        ("%runs stop a-1 ends it", "jupyter llmcloud runs stop a-1 ends it"),
+        ("There is no cluster: %cluster start.", "There is no cluster: jupyter llmcloud clusters start."),
+        ("%endpoints keys list shows their ids", "jupyter llmcloud keys list shows their ids"),
+        ("%compress: --method is missing", "jupyter llmcloud compress: --method is missing"),
+        ("its %%distribute line; %runsets, 50%runs", "its %%distribute line; %runsets, 50%runs"),
+        ("%world restart", "%world restart"),
+    ],
+    ids=["runs", "cluster", "keys", "compress", "others", "of notebooks alone"],
+)
+def test_what_a_message_tells_to_type_is_what_a_terminal_takes(told: str, typed: str) -> None:
+    assert module.in_terminal(told) == typed

@@ -13,12 +13,14 @@ from jupyter_llmcloud.core.options import (
     integer,
     kind_and_options,
     parse,
+    read_argument,
     split,
     take_verb,
     usage,
 )
 from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.magics.commands.clusters import VERBS as CLUSTER
 from jupyter_llmcloud.magics.commands.distribute import PULL
 
 SYNTAX = Syntax(
@@ -101,7 +103,9 @@ def test_a_value_that_is_none_is_refused_with_those_allowed() -> None:
         ("--push 1x", "--push '1x'"),
         ("--timeout soon", "--timeout"),
         ("one two", "what does 'two' mean?"),
-        ("-n2", "there is no option -n2"),
+        ("-n2", "there is no option -n2. Did you mean -n 2?"),
+        ("one nproc=4", "what does 'nproc=4' mean? Expected [NAME] only. Did you mean --nproc 4?"),
+        ("one 4", "what does '4' mean? Expected [NAME] only. Did you mean -n 4?"),
         ("--", "there is no option --"),
     ],
 )
@@ -112,7 +116,30 @@ def test_what_cannot_be_meant_is_refused_by_name(line: str, words: str) -> None:
 
 
 def test_a_missing_argument_is_named() -> None:
-    assert refusal("", PULL) == "%pull: expected NAMES...."
+    assert refusal("", PULL) == "%pull: expected NAMES..."
+
+
+@pytest.mark.parametrize("line", ["\u2014n 2", "\u2013\u2013nproc 2"])
+def test_a_dash_that_is_no_hyphen_is_told(line: str) -> None:
+    assert refusal(f"one {line}").endswith(f"Options begin with the keyboard's hyphen, -, not with {line[0]}.")
+
+
+def test_a_value_is_told_once() -> None:
+    assert refusal("--timeout soon") == (
+        "%thing: --timeout 'soon' is not a duration: write for example 90s, 30m or 2h."
+    )
+    assert refusal("-n two") == "%thing: -n 'two': expected a whole number, not 'two'."
+
+
+def test_code_behind_a_cell_magic_is_told_where_it_belongs() -> None:
+    text = refusal("print(1)", DISTRIBUTE)
+    assert text == "%%distribute: what does 'print(1)' mean? It takes no arguments. Code stands in the lines below it."
+
+
+def test_a_number_that_is_none_is_refused_with_its_magic() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_argument(CLUSTER["scale"], "x", integer(0))
+    assert str(caught.value) == "%cluster scale x: expected a whole number, not 'x'."
 
 
 def test_arguments_may_repeat() -> None:
@@ -217,6 +244,11 @@ def test_json_whose_quotes_the_line_has_taken_is_refused_with_how_to_keep_them(w
         kind_and_options(split(" ".join(["ssh", *words]), "%cluster"), "%cluster start")
     whole = kind_and_options(split('ssh hosts=\'["a", "b"]\' queue=gpu', "%cluster"), "%cluster start")
     assert whole == ("ssh", {"hosts": ["a", "b"], "queue": "gpu"})
+
+
+def test_the_number_of_workers_is_no_option_of_their_class() -> None:
+    with pytest.raises(UsageError, match=r"%cluster start: how many workers there are is said by --workers 2\."):
+        kind_and_options(["local", "workers=2"], "%cluster start")
 
 
 def test_a_cell_magic_whose_line_goes_on_says_that_it_has_one() -> None:

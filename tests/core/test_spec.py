@@ -165,6 +165,7 @@ def test_serve_and_world_have_the_options_of_their_specs() -> None:
         ({"name": "../x"}, "is not a valid name"),
         ({"background": 1}, "background is true or false, not 1."),
         ({"steps": 1}, "there is no option 'steps' here. Allowed: nproc, "),
+        ({"nprocs": 2}, "there is no option 'nprocs' here. Did you mean nproc? Allowed: nproc, "),
     ],
 )
 def test_what_python_or_json_gives_is_checked_by_name(given: dict[str, Any], words: str) -> None:

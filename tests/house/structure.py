@@ -15,13 +15,10 @@ MAX_LINES = 600
 MAX_FILES = 12
 MAX_ATTRIBUTES = 12
 
-_ONE_MACHINE = "one state machine, whose fields change together in one method"
 _DATA = "the part is a value that the parent holds (a record, settings, a format), not a partner with a life of its own"
 
 # Each exception with its reason. A test fails when one is not needed any more.
 EXCEPTIONS: dict[str, str] = {
-    "jupyter_llmcloud.magics.output.cell_output.CellOutput": _ONE_MACHINE,
-    "jupyter_llmcloud.magics.output.run_view.RunDisplay": "the view of one cell: where it is shown, and what it has shown",
     "Attempt: self._feed.record.artifacts": _DATA,
     "RunFollower: self.view": _DATA,
     "SweepDriver: self._work.spec": _DATA,

@@ -167,6 +167,15 @@ def test_every_file_a_document_points_to_is_there(name: str) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "jupyter_llmcloud/README.md"])
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(name: str) -> None:
+    """`--replicas K|MIN:MAX` was two cells, and what it does was in none."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, *rows = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+        assert rows == [head] * len(rows), table
+
+
 def test_every_folder_of_a_package_is_in_the_table_of_the_architecture_page() -> None:
     text = (REPOSITORY / "jupyter_llmcloud/README.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*)\|$", text, re.MULTILINE))

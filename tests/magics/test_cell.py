@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from traitlets.config import Config
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import python_api
+from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session.cell import (
     Cell,
     CellSyntaxError,
@@ -128,6 +130,12 @@ def test_what_a_notebook_accepts_is_accepted(body: str) -> None:
     check_syntax(Notebook(source), cell_of(source))
 
 
+@pytest.mark.parametrize("body", ["pwd", "pylab", "x = 1", "x += 1\ny = 2", "!ls", "%who", "x", "x\ny"])
+def test_the_tree_of_a_cell_is_that_of_what_the_ranks_execute(body: str) -> None:
+    tree = check_syntax(Notebook(body), cell_of(f"%%distribute\n{body}"))
+    assert tree is not None and ast.dump(tree) == ast.dump(ast.parse(SHELL.transform_cell(body)))
+
+
 def names(code: str) -> Any:
     return bound_names(ast.parse(SHELL.transform_cell(code)))
 
@@ -222,9 +230,32 @@ def test_a_function_in_the_place_of_a_cell_is_refused_with_how_to_call_it() -> N
 
     with pytest.raises(UsageError, match=r"not a function.*lc\.distribute\('train\(\)', push=\['train'\]\)"):
         python_api._cell(Notebook(""), train)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"lc\.sweep\('train\(\)', push=\['train'\]\)"):
+        python_api._cell(Notebook(""), train, "sweep")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"not an int\.$"):
+        python_api._cell(Notebook(""), 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("char", ["\f", "\u2028", "\x1c"], ids=["form-feed", "line-separator", "file-separator"])
 def test_what_ends_no_line_of_python_moves_no_definition(char: str) -> None:
     code = f'text = """one{char}two"""\nprint(text)\n\ndef f():\n    return 1\n'
     assert definitions_of(code) == "\n\n\ndef f():\n    return 1"
+
+
+@pytest.mark.parametrize(
+    ("ename", "evalue", "told"),
+    [
+        ("NameError", "name 'table' is not defined", "table is a variable of this notebook, and none of the ranks: "),
+        ("NameError", "name 'np' is not defined", "np was imported in this notebook, and not on the ranks: import it"),
+        ("NameError", "name 'np' is not defined. Did you mean: 'up'?", "np was imported in this notebook"),
+        ("NameError", "name 'other' is not defined", None),
+        ("NameError", "table", None),
+        ("KeyError", "name 'table' is not defined", None),
+    ],
+    ids=["variable", "module", "with a guess", "of nobody", "another text", "another error"],
+)
+def test_a_name_that_only_the_notebook_knows_is_told_how_it_comes_to_the_ranks(
+    ename: str, evalue: str, told: str | None
+) -> None:
+    found = cells.name_of_notebook(ename, evalue, {"table": [1], "np": re})
+    assert (found == []) if told is None else (len(found) == 1 and found[0].startswith(told))

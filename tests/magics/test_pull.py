@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+import jupyter_llmcloud as lc
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands import distribute
 
@@ -44,3 +45,10 @@ def test_a_rank_that_is_not_there_is_refused(where: str) -> None:
 def test_ranks_that_are_an_empty_word_are_not_all_of_them() -> None:
     with pytest.raises(UsageError, match="--ranks ''"):
         distribute.push(["x"], {"x": 1}, "")
+
+
+def test_values_where_names_belong_are_refused_in_plain_words() -> None:
+    with pytest.raises(UsageError, match=r"names of variables, as in lc.pull\('x'\), not 3"):
+        lc.pull(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"values by name, as in lc.push\(lr=lr\), not 'lr'"):
+        lc.push("lr")

@@ -118,6 +118,7 @@ def test_the_first_cell_starts_cluster_and_ranks_and_says_so(notebook: Notebook)
 
 def test_variables_go_and_come(notebook: Notebook) -> None:
     notebook.ok("base = 100")
+    assert "--push base in the cell's first line" in notebook.run("%%distribute\nbase + kept").error
     notebook.ok("%%distribute --push base --pull total\ntotal = base + kept")
     assert notebook.ok("total").results == ["100"]
     notebook.ok("%pull kept@1")

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,3 +270,12 @@ def test_settings_that_cannot_be_used_are_refused_in_one_line(own_root: Path, mo
         with monkeypatch.context() as patch, pytest.raises(UsageError, match=words):
             patch.setenv(variable, value)
             Session().attach_world()
+
+
+def test_a_root_that_can_only_be_read_is_told_as_that(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="Permission denied"):
+        environment_check.check()
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(UsageError, match="Read-only file system"):
+        environment_check.check()

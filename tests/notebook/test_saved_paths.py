@@ -80,7 +80,7 @@ def test_a_saved_notebook_holds_no_absolute_path_but_what_was_typed_and_printed(
         "File \\u001b[39m\\u001b[32msite-packages/torch/nn/modules/module.py",
         "python3.11/json" if sys.version_info[:2] == (3, 11) else "/json",
         "$LLMCLOUD_ROOT/runs/poet-",
-        "'no-such-folder' is not a folder",
+        "there is no folder 'no-such-folder'",
         "$TMPDIR/…/broken lacks 9 of the model's weights",
     ):
         assert shown in saved, shown

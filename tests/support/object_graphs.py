@@ -45,7 +45,7 @@ def saved_by(
 def put(saved: dict[str, Any], names: Names, everything: bool = True) -> Names:
     """Puts a checkpoint into objects that were made anew."""
     restorer = Restorer(saved["nodes"], graph_of(names, Identities()), everything)
-    values = {address[2:]: restorer.value(root["value"]) for address, root in saved["roots"].items()}
+    values = {address[2:]: restorer.root(root) for address, root in saved["roots"].items()}
     restorer.finish()
     names.update(values)
     return names

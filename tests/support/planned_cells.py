@@ -19,12 +19,13 @@ accelerator = Accelerator()
 optimizer = torch.optim.{optimizer}
 loader = DataLoader(rows, batch_size={batch}, shuffle={shuffle})
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+norms = []
 losses, step = [], 0
 for epoch in range({epochs}):
     for batch in loader:
         loss = model(input_ids=batch, labels=batch).loss
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), {clip})
+        norms.append(accelerator.clip_grad_norm_(model.parameters(), {clip}).item())
         optimizer.step()
         optimizer.zero_grad()
         losses.append(accelerator.reduce(loss.detach(), "mean").item())

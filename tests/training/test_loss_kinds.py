@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jupyter_llmcloud.training.diagnostics.loss_kinds import sums_rows
+from jupyter_llmcloud.training.diagnostics.loss_kinds import kind_of_loss, sums_rows
 
 MODEL = torch.nn.Linear(3, 5)
 ROWS = torch.randn(4, 3)
@@ -51,6 +51,50 @@ def test_a_mean_is_none(loss: Loss) -> None:
 @pytest.mark.parametrize("loss", SUMS.values(), ids=list(SUMS))
 def test_a_sum_is_one_whatever_it_is_divided_by(loss: Loss) -> None:
     assert sums_rows(loss(MODEL(ROWS)))
+
+
+MASK = torch.tensor([True, False, True, True])
+COUNTED: dict[str, tuple[Loss, list[float]]] = {
+    "targets that are ignored": (lambda out: F.cross_entropy(out, CLASSES) * 2 / 8, [3]),
+    "beside another mean": (lambda out: F.nll_loss(out.log_softmax(-1), CLASSES) + out.mean(), [3]),
+    "weighted classes": (lambda out: F.cross_entropy(out, CLASSES, weight=torch.tensor([1, 2, 3, 4, 5.0])), [9]),
+    "mean of a mask": (lambda out: (out - LIKELY).square()[MASK].mean(), [15]),
+    "mean of masked parts": (lambda out: (out[MASK] - LIKELY[MASK]).pow(2).mean(), [15]),
+    "loss of masked parts": (lambda out: F.mse_loss(out[MASK], LIKELY[MASK]), [15]),
+    "masked_select": (lambda out: out.masked_select(MASK[:, None]).mean(), [15]),
+    "mean": (lambda out: out.square().mean(), []),
+    "mse": (lambda out: F.mse_loss(out, LIKELY), []),
+}
+
+
+@pytest.mark.parametrize(("loss", "counts"), COUNTED.values(), ids=list(COUNTED))
+def test_a_mean_over_what_rows_have_unlike_numbers_of_is_counted(loss: Loss, counts: list[float]) -> None:
+    kind = kind_of_loss(loss(MODEL(ROWS)))
+    assert kind.is_mean and [float(count) for count in kind.counts] == counts
+
+
+def test_a_sum_that_is_divided_by_a_count_is_known_by_that() -> None:
+    count = torch.tensor(9)
+    out = MODEL(ROWS)
+    for loss in (
+        F.cross_entropy(out, CLASSES, reduction="sum") / count * 2,
+        F.cross_entropy(out, CLASSES, reduction="sum") / 9 + out.mean(),
+        0.9 * (-out.log_softmax(-1)[:, 0].sum() / count) + 0.1 * (out.sum() / (count * 5)),
+    ):
+        assert kind_of_loss(loss).may_be_over(count)
+    for loss in (
+        out.mean(),
+        out.mean() / 9,
+        F.kl_div(out.log_softmax(-1), LIKELY, reduction="batchmean"),
+        out.sum() / 8,
+    ):
+        assert not kind_of_loss(loss).may_be_over(count)
+
+
+def test_what_no_graph_tells_is_neither_a_mean_nor_a_sum() -> None:
+    """As of a compiled model that computes its loss itself."""
+    kind = kind_of_loss(MODEL(ROWS).logsumexp((0, 1)))
+    assert not kind.is_mean and not kind.is_sum and kind.may_be_over(torch.tensor(9))
 
 
 def test_a_tensor_without_a_graph_is_none() -> None:

@@ -202,6 +202,7 @@ def test_whoever_asks_for_a_person_is_answered_at_once(world: Ranks) -> None:
         assert outcome.state == "failed", code
         assert "has no keyboard on a rank" in outcome.error["evalue"], (code, outcome.error)
         assert "--push" in outcome.error["evalue"] or "%world locals" in outcome.error["evalue"]
+        assert "no_stdin" not in "".join(outcome.error["traceback"])  # nobody asked for our lines
 
 
 def test_a_debugger_that_is_on_does_not_hide_the_error(world: Ranks) -> None:

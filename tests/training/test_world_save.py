@@ -144,7 +144,7 @@ REFUSED = {
     "other shapes": ("net = torch.nn.Linear(2, 2 + rank)", "weight is [2, 2] for rank 0, [3, 2] for rank 1"),
     "other classes": ("net = torch.nn.Linear(2, 2) if rank == 0 else torch.nn.Bilinear(2, 2, 2)", "Bilinear"),
     "one rank has none": ("del net\nif rank == 0: net = torch.nn.Linear(2, 2)", "no variable 'net' on rank 1"),
-    "one rank has a number": ("net = net if rank == 0 else 3", "cannot save a int"),
+    "one rank has a number": ("net = net if rank == 0 else 3", "cannot save an int"),
 }
 
 
@@ -190,6 +190,7 @@ def test_a_folder_that_does_not_load_again_is_no_model(world: Ranks) -> None:
     assert "could not be loaded again" in outcome.error["evalue"]
     assert "model.norm.weight" in outcome.error["evalue"]
     assert not list(outcome.folder.path.glob("model*"))
+    assert outcome.folder.read().artifacts == {}  # the other rank, which writes nothing, told of a model
 
 
 def test_ranks_that_train_apart_are_told_that_the_first_is_saved(world: Ranks) -> None:
@@ -241,7 +242,7 @@ def test_a_model_of_an_earlier_cell_can_be_saved_by_some_ranks(world: Ranks) -> 
 
 @pytest.mark.parametrize(
     ("code", "word"),
-    [("thing = 3", "cannot save a int"), ("other = 1", "no variable 'thing'")],
+    [("thing = 3", "cannot save an int"), ("other = 1", "no variable 'thing'")],
     ids=["no model", "no variable"],
 )
 def test_what_cannot_be_saved_is_said_and_leaves_nothing(world: Ranks, code: str, word: str) -> None:

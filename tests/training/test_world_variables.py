@@ -205,3 +205,15 @@ def test_a_world_that_has_ended_says_so(world: Ranks) -> None:
         lost.world_id = stranger.world_id
         lost.run("1")
     lost.channel.close()
+
+
+def test_the_newest_result_is_there_as_in_a_notebook_and_older_ones_are_let_go_of(world: Ranks) -> None:
+    world.ok("globals().pop('_', None)\nimport weakref\nclass Big: pass\nbig = Big()\nwatched = weakref.ref(big)\nbig")
+    assert world.ok("_ is big").results() == ["True"] * 2
+    world.ok("del big, _")
+    assert world.ok("watched() is None, rank").results() == ["(True, 0)", "(True, 1)"]
+    world.ok("rank + 40")
+    assert world.ok("_ + 1").results() == ["41", "42"]
+    assert world.ok("for _ in range(3): pass\nrank").results() == ["0", "1"]
+    assert world.ok("_").results() == ["2", "2"]  # the user's own
+    world.ok("del _")

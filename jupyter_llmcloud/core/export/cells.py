@@ -20,7 +20,8 @@ from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
 GIVEN = frozenset({"rank", "local_rank", "world_size", "device", "run", "display", "get_ipython", "exit", "quit"})
-_OF_PYTHON = ("%%time", "%%capture", "%%prun")  # cell magics whose body is the cell's own code
+_OF_PYTHON = {"%%time", "%%capture", "%%prun"}  # cell magics whose body is the cell's own code
+_TIMED = re.compile(r"%time\s+(?=\S)")
 _SEEDS = re.compile(r"\b(manual_seed|set_seed|seed_everything)\s*\(")
 
 
@@ -87,10 +88,11 @@ def needed_cells(
     Raises:
         UsageError: it needs what cannot go along, which is named.
     """
+    last, commands = last_without_commands(last)
     search = _Search(last, [] if last.spec.get("fresh") else earlier, is_exact)
     search.settle()
     search.refuse_missing()
-    return search.parts[::-1], search.notes
+    return search.parts[::-1], [*_left_out(last, commands), *search.notes]
 
 
 @dataclass
@@ -195,7 +197,7 @@ class _Search:
             if ran.spec.get("fresh"):
                 continue
             cell, commands = without_commands(ran)
-            self.notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
+            self.notes += _left_out(cell, commands)
             if cell.state != "finished":
                 self.notes += [] if self._only_makers else _unfinished(cell, wanted.needed, wanted.perhaps)
             elif self._matters(cell):
@@ -262,18 +264,31 @@ def _refuse_missing(last: SourceCell, needed: set[str]) -> None:
 def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
     """A cell that has run without the lines that only a notebook understands, and these: `!ls`, `%matplotlib inline`.
 
-    What takes their result, as `files = !ls` does, stays. Of a cell magic that measures, its body stays; one of another
-    language goes as a whole.
+    What takes their result, as `files = !ls` does, stays. Of what only measures, `%%time` and `%time`, the measured
+    code stays; a cell in another language goes as a whole.
     """
     lines, commands = cell.code.split("\n"), list[str]()
     while (at := _not_python("\n".join(lines))) is not None:
-        if not commands and lines[0].startswith("%%") and not lines[0].startswith(_OF_PYTHON):
+        if not commands and lines[0].startswith("%%") and lines[0].split()[0] not in _OF_PYTHON:
             return replace(cell, code=""), [lines[0]]
-        if at >= len(lines) or lines[at][:1] not in ("%", "!"):
+        line = lines[at].lstrip() if at < len(lines) else ""
+        if line[:1] not in ("%", "!"):
             return cell, []
-        commands.append(lines[at])
-        lines[at] = "pass"
+        timed = _TIMED.match(line)
+        commands.append("%time" if timed else line)
+        lines[at] = lines[at][: -len(line)] + (line[timed.end() :] if timed else "pass")
     return (replace(cell, code="\n".join(lines)), commands) if commands else (cell, [])
+
+
+def last_without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
+    """The same of the cell that all is about; where nothing would be left it stays as it is, to be refused."""
+    plain, commands = without_commands(cell)
+    is_empty = bool(commands) and all(isinstance(node, ast.Pass) for node in plain.tree.body)
+    return (cell, []) if is_empty else (plain, commands)
+
+
+def _left_out(cell: SourceCell, commands: Sequence[str]) -> list[str]:
+    return [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
 
 
 def _not_python(code: str) -> int | None:

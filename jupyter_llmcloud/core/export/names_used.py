@@ -50,6 +50,23 @@ def always_bound(tree: ast.Module) -> set[str]:
     return names_used(ast.Module([node for node in tree.body if not isinstance(node, _BRANCHES)], [])).bound
 
 
+def takes(module: str, tree: ast.Module) -> bool:
+    """Whether a cell may have this name of a module mean something else, or nothing."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()) if name == module:
+                return True
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) if (
+                name == module
+            ):
+                return True
+            case ast.Import(names=aliases) if any(alias.asname == module != alias.name for alias in aliases):
+                return True
+            case ast.ImportFrom(names=aliases) if {module, EVERYTHING} & {each.asname or each.name for each in aliases}:
+                return True
+    return False
+
+
 def is_definition(tree: ast.Module) -> bool:
     """Whether a cell only imports, defines and names constants: left out, it changes nothing but those names."""
     return all(_defines(node) or _is_type_alias(node) for node in tree.body)

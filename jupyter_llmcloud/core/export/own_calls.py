@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import builtins
+from collections.abc import Collection, Iterable
 
 from jupyter_llmcloud.core.export.cells import SourceCell
 from jupyter_llmcloud.core.export.names_used import names_used
@@ -70,6 +71,23 @@ def plain_code(cell: SourceCell, before: Iterable[SourceCell] = ()) -> tuple[str
             "does not: use asyncio.run() for what is awaited."
         ) from None
     return code, futures
+
+
+def with_names_of_python(text: str, bound: Collection[str] | None) -> str:
+    """A piece of a script that finds `print` and the like also where cells bind these names; None: nobody knows which.
+
+    What it imports begins with an underscore, and nothing changes where no cell does so.
+    """
+    own = vars(builtins)
+    names = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in own
+    ]
+    edits: list[tuple[ast.AST, str]] = [
+        (node, f"_python.{node.id}") for node in names if bound is None or node.id in bound
+    ]
+    return "import builtins as _python\n" + _edited(text, edits) if edits else text
 
 
 def _our_names(tree: ast.Module) -> set[str]:

@@ -1,10 +1,13 @@
 """The pieces of an exported script that stand for what a rank is given: plain text, which the script consists of.
 
-Cells bind names as they like: `rank = 8` of an adapter, `device = "cpu"`, `dist = Normal(0, 1)`. So what is called
-while they are executed or behind them looks nothing up among their names.
+Cells bind names as they like: `rank = 8` of an adapter, `device = "cpu"`, `dist = Normal(0, 1)`, `os = "linux"`. So
+what is called while they are executed or behind them looks nothing up among their names; where they bind names of
+Python itself, as in `for iter in range(100)`, `with_names_of_python` sees to it.
 """
 
 SETTINGS = """\
+import os
+
 os.environ["ACCELERATE_MIXED_PRECISION"] = {precision!r}
 """
 
@@ -168,7 +171,7 @@ def _seeding(rank, world_size, device):
     return seed_all
 
 
-_seed = _seeding(rank, world_size, device)
+_begin_with_seed = _seeding(rank, world_size, device)
 """
 
 SAVE = """\
@@ -194,9 +197,6 @@ def _save(*values):
                 torch.save(value.state_dict(), "model/model.pt")
             else:  # a tokenizer of the library tokenizers
                 value.save("model/tokenizer.json")
-
-
-_save({names})
 """
 
 END = """\

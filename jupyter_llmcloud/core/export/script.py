@@ -10,8 +10,8 @@ from typing import Any
 
 from jupyter_llmcloud.core.export import prelude
 from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, needed_cells
-from jupyter_llmcloud.core.export.names_used import names_used
-from jupyter_llmcloud.core.export.own_calls import plain_code, without_futures
+from jupyter_llmcloud.core.export.names_used import EVERYTHING, names_used, takes
+from jupyter_llmcloud.core.export.own_calls import plain_code, with_names_of_python, without_futures
 from jupyter_llmcloud.core.export.plans import check_options
 from jupyter_llmcloud.errors import UsageError
 
@@ -106,11 +106,15 @@ def precision_of(cell: SourceCell) -> str:
     return str(cell.spec.get("precision") or "no")
 
 
-def _settings(cell: SourceCell) -> list[str]:
-    """Lines that set what a run finds in its process; they bind no name."""
+_MODULES = ("os", "sys")
+
+
+def _settings(cell: SourceCell, is_hidden: bool = True) -> list[str]:
+    """Lines that set what a run finds in its process; they bind no name. `is_hidden`: the modules have no name here."""
+    of_system, of_process = (f"__import__({name!r})" if is_hidden else name for name in _MODULES)
     return [
-        f"__import__('sys').argv[1:] = {arguments_of(cell)!r}",
-        f"__import__('os').environ['ACCELERATE_MIXED_PRECISION'] = {precision_of(cell)!r}",
+        f"{of_process}.argv[1:] = {arguments_of(cell)!r}",
+        f"{of_system}.environ['ACCELERATE_MIXED_PRECISION'] = {precision_of(cell)!r}",
     ]
 
 
@@ -129,29 +133,32 @@ def launch_lines(file: str, num_ranks: int, num_threads: int, has_gpus: bool) ->
 def _text(run: ExportedRun, parts: Sequence[ScriptPart], notes: Sequence[str], launches: Sequence[str]) -> str:
     bodies, futures = list[str](), list[str]()
     seeds = any(part.cell.spec.get("seed") is not None for part in parts)
+    has_arguments = any(arguments_of(part.cell) for part in parts)
+    is_hidden = any(name in dict(part.assigned) or takes(name, part.cell.tree) for part in parts for name in _MODULES)
     for number, part in enumerate(parts):
         code, found = plain_code(part.cell, [other.cell for other in parts[:number]])
         futures += [line for line in found if line not in futures]
-        bodies.append(_body(part, code, any(arguments_of(other.cell) for other in parts)))
+        settings = _settings(part.cell, is_hidden)
+        bodies.append(_body(part, code, settings if has_arguments and part.cell.code else settings[1:]))
     codes = "\n".join(part.cell.code for part in parts)
-    pieces = [_heading(run, notes, launches), *futures, "import os\n"]
-    pieces.append(prelude.SETTINGS.format(precision=precision_of(run.cell)))
-    pieces.append(
+    own = [
         prelude.PROCESS.format(
             num_ranks=run.num_ranks, num_threads=run.num_threads, run_id=run.cell.run_id, name=run.name
         )
-    )
+    ]
     if "accelerate" in codes.lower() and ".log(" in codes:
-        pieces.append(prelude.ACCELERATOR_LOG)
+        own.append(prelude.ACCELERATOR_LOG)
     if seeds:
-        pieces.append(prelude.SEEDS)
+        own.append(prelude.SEEDS)
     if any("display" in names_used(part.cell.tree).needed for part in parts):
-        pieces.append("display = print\n")
-    pieces += bodies
-    if saved := run.cell.spec.get("save"):
-        pieces.append(prelude.SAVE.format(names=", ".join(saved)))
-    pieces.append(prelude.END)
-    return "\n".join(pieces)
+        own.append("display = print\n")
+    saved = run.cell.spec.get("save")
+    bound = {name for part in parts for name in (*names_used(part.cell.tree).bound, *dict(part.assigned))}
+    taken = None if EVERYTHING in bound else bound
+    begin = prelude.SETTINGS.format(precision=precision_of(run.cell))
+    own = [with_names_of_python(piece, taken) for piece in own]
+    save = [with_names_of_python(prelude.SAVE, taken), f"\n_save({', '.join(saved)})\n"] if saved else []
+    return "\n".join([_heading(run, notes, launches), *futures, begin, *own, *bodies, *save, prelude.END])
 
 
 def _heading(run: ExportedRun, notes: Sequence[str], launches: Sequence[str]) -> str:
@@ -164,14 +171,12 @@ def _heading(run: ExportedRun, notes: Sequence[str], launches: Sequence[str]) ->
     return "\n".join(lines)
 
 
-def _body(part: ScriptPart, code: str, sets_arguments: bool) -> str:
+def _body(part: ScriptPart, code: str, settings: Sequence[str]) -> str:
     spec: Mapping[str, Any] = part.cell.spec
     lines = [f"# --- run {part.cell.run_id} " + "-" * max(0, 100 - len(part.cell.run_id))]
     lines += [f"{name} = {text}  # pushed from the notebook" for name, text in part.assigned]
     lines.append(part.cell.trial)
-    lines.append(f"os.environ['ACCELERATE_MIXED_PRECISION'] = {precision_of(part.cell)!r}")
+    lines += settings
     if spec.get("seed") is not None:
-        lines.append(f"_seed({spec['seed']})")
-    if sets_arguments and part.cell.code:  # those of another cell are none of this one
-        lines.append(f"sys.argv[1:] = {arguments_of(part.cell)!r}")
+        lines.append(f"_begin_with_seed({spec['seed']})")
     return "\n".join(filter(None, lines)) + "\n" + code.rstrip() + "\n"

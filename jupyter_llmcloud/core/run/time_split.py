@@ -110,11 +110,15 @@ class TimeSplits:
         return {rank: dict(zip(PARTS, self._seconds(rank), strict=True)) for rank in sorted(self._ranks)}
 
     def shares(self) -> dict[int, Split]:
-        """How each rank has spent the last ten seconds, as shares that add up to 1; nothing of one that is new."""
+        """How each rank has spent the last ten seconds, as shares that add up to 1; nothing of one that is new.
+
+        Nor of one that is silent all that time, whose process is stopped, say: what it did before is not what it does.
+        """
         found = {}
-        for rank in self._present:
-            history = self._ranks[rank].history
-            if not history:
+        histories = {rank: history for rank in self._present if (history := self._ranks[rank].history)}
+        newest = max((history[-1][0] for history in histories.values()), default=0.0)
+        for rank, history in histories.items():
+            if history[-1][0] < newest - WINDOW_S:
                 continue
             first = history[0][1] if len(history) > 1 else self._ranks[rank].earlier
             spent = [max(0.0, now - before) for now, before in zip(self._seconds(rank), first, strict=True)]

@@ -6,7 +6,16 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.options import Option, Syntax, integer, kind_and_options, parse, split, take_verb
+from jupyter_llmcloud.core.options import (
+    Option,
+    Syntax,
+    integer,
+    kind_and_options,
+    parse,
+    read_argument,
+    split,
+    take_verb,
+)
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.session import session
@@ -55,6 +64,11 @@ def start(
     kind: str = "local", *, workers: int | None = None, name: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Start a cluster; the next world starts on it. Returns its record."""
+    return _started(kind, workers, name, options)
+
+
+def _started(kind: str, workers: int | None, name: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """`options`: of the kind, whatever they are called; `name` is one of a KubeCluster."""
     record = session.current().server.start_cluster(kind=kind, workers=workers, name=name, options=options)
     session.current().cluster = record["name"]
     return record
@@ -115,7 +129,7 @@ class ClusterMagics(Magics):
 
     def _start(self, given: Any) -> Table:
         kind, options = kind_and_options(given.arguments, "%cluster start")
-        start(kind, workers=given.workers, name=given.name, **options)
+        _started(kind, given.workers, given.name, options)
         return table()
 
     def _connect(self, given: Any) -> Table:
@@ -123,11 +137,11 @@ class ClusterMagics(Magics):
         return table()
 
     def _scale(self, given: Any) -> Table:
-        scale(integer(0)(given.arguments[0]), given.name)
+        scale(read_argument(VERBS["scale"], given.arguments[0], integer(0)), given.name)
         return table()
 
     def _adapt(self, given: Any) -> Table:
-        minimum, maximum = (integer(0)(text) for text in given.arguments)
+        minimum, maximum = (read_argument(VERBS["adapt"], text, integer(0)) for text in given.arguments)
         adapt(minimum, maximum, given.name)
         return table()
 

@@ -167,8 +167,8 @@ def run_verb(given: Any) -> Table | NewKey | None:
     rest = [*given.arguments]
     verb = take_verb("%endpoints keys", dict.fromkeys(KEY_VERBS), rest, "list")
     if (verb in _NEEDS_ID) != bool(rest) or len(rest) > 1:
-        wanted = f"what does {rest[-1]!r} mean" if rest else "expected the ID of a key"
-        raise UsageError(f"%endpoints keys {verb}: {wanted}.")
+        wanted = f"what does {rest[-1]!r} mean?" if rest else "expected the ID of a key."
+        raise UsageError(f"%endpoints keys {verb}: {wanted}")
     if stray := sorted(set(given.given) - _OPTIONS_OF.get(verb, set())):
         raise UsageError(f"%endpoints keys {verb}: --{stray[0].replace('_', '-')} is not an option of it.")
     server = session.current().server

@@ -144,9 +144,9 @@ def _run_adapters(name: str, words: list[str], adapter: str | None) -> Table:
     verb = take_verb("%endpoints adapters NAME", dict.fromkeys(("list", "add", "remove")), words, "list")
     if (verb == "list") == bool(words):
         wanted = (
-            f"what does {words[0]!r} mean" if words else "expected a PATH" if verb == "add" else "expected its name"
+            f"what does {words[0]!r} mean?" if words else "expected a PATH." if verb == "add" else "expected its name."
         )
-        raise UsageError(f"%endpoints adapters {name} {verb}: {wanted}.")
+        raise UsageError(f"%endpoints adapters {name} {verb}: {wanted}")
     if verb == "add":
         add_adapter(name, words[0], adapter)
     elif verb == "remove":

@@ -12,7 +12,7 @@ import cloudpickle
 from IPython.core.magic import Magics, cell_magic, magics_class
 
 from jupyter_llmcloud.client.revision_wait import wait_for_revision
-from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.core.names import check_name, type_in_words
 from jupyter_llmcloud.core.options import parse, split
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import SERVE_CELL, EndpointSpec, Interface
@@ -60,7 +60,7 @@ def serve_object(
     kind = getattr(value, "__name__", type(value).__name__)
     if not (callable(value) or callable(getattr(value, "predict", None))):
         raise UsageError(
-            f"a {type(value).__name__} cannot be served: name a run or a folder, or give a function, an object with "
+            f"{type_in_words(value)} cannot be served: name a run or a folder, or give a function, an object with "
             "predict(inputs), or a torch.nn.Module."
         )
     if name is None:
@@ -96,12 +96,12 @@ def _pickled(value: Any) -> bytes:
         data = cloudpickle.dumps(value)
     except Exception as error:
         raise UsageError(
-            f"a {type(value).__name__} cannot be sent to where it is served: {error}. Serve it from a %%serve cell, "
+            f"{type_in_words(value)} cannot be sent to where it is served: {error}. Serve it from a %%serve cell, "
             "whose load() makes it."
         ) from error
     if len(data) > MAX_OBJECT:
         raise UsageError(
-            f"a {type(value).__name__} of {len(data)} bytes is too large to be sent: save it, and read it in the "
+            f"{type_in_words(value)} of {len(data)} bytes is too large to be sent: save it, and read it in the "
             "load() of a %%serve cell."
         )
     return data

@@ -6,10 +6,10 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.options import Syntax, integer, parse, split, take_verb
+from jupyter_llmcloud.core.options import Syntax, integer, parse, read_argument, split, take_verb
 from jupyter_llmcloud.core.run.time_split import in_words
 from jupyter_llmcloud.core.spec import WorldSpec
-from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.storage.runs import RunStore
@@ -151,13 +151,6 @@ def list() -> Table:
     return listing()
 
 
-def _number_of_ranks(text: str) -> int:
-    try:
-        return integer(1)(text)
-    except UsageError as error:
-        raise UsageError(f"%world resize {text}: {error}.") from None
-
-
 @magics_class
 class WorldMagics(Magics):
     """Registered by `%load_ext jupyter_llmcloud`."""
@@ -169,7 +162,7 @@ class WorldMagics(Magics):
         verb = take_verb("%world", VERBS, words, "status")
         given = parse(VERBS[verb], words)
         if verb == "resize":
-            return resize(_number_of_ranks(given.arguments[0]))
+            return resize(read_argument(VERBS["resize"], given.arguments[0], integer(1)))
         if verb == "stop":
             return stop(given.arguments[0] if given.arguments else None)
         calls = {"status": status, "start": start, "restart": restart, "list": listing}

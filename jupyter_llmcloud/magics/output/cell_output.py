@@ -6,6 +6,7 @@ is shown again; where displays are followed by as many others they are replaced 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,13 +75,12 @@ class CellOutput:
         can_clear: bool = True,
     ) -> None:
         self.entries: list[OutputEntry] = []
-        self._name = name
+        self._ids = (f"{name}/{number}" for number in itertools.count(1))
         self._area = area
         self._show_view = show_view
         self._has_labels = has_labels
         self._can_clear = can_clear
         self._by_id: dict[tuple[int, str], OutputEntry] = {}
-        self._num_displays = 0
         self._clearing: set[int] = set()
         self._held: list[Block] = []  # what comes after a clear, and after it whatever comes
         self._is_stale = False  # what is shown is not what the entries say
@@ -218,8 +218,7 @@ class CellOutput:
         entry = OutputEntry(set(block.ranks), block)
         self.entries.append(entry)
         if not is_text(block):
-            self._num_displays += 1
-            entry.display_id = f"{self._name}/{self._num_displays}"
+            entry.display_id = next(self._ids)
             self._remember(entry)
         self._show(entry, now)
 
@@ -280,8 +279,7 @@ class CellOutput:
         entry.ranks -= ranks
         own = {rank: name for rank, name in old.display_ids.items() if rank in entry.ranks}
         self._set(entry, old, tuple(sorted(entry.ranks)), own)
-        self._num_displays += 1
-        other = OutputEntry(set(ranks), None, f"{self._name}/{self._num_displays}")
+        other = OutputEntry(set(ranks), None, next(self._ids))
         self._set(other, block, tuple(sorted(ranks)), ids)
         self.entries.insert(self.entries.index(entry) + (min(ranks) > min(entry.ranks)), other)
         self._remember(other)

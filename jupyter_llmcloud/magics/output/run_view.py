@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import sys
 import threading
 import time
@@ -16,11 +14,10 @@ from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.magics.output.cell_output import CellOutput
-from jupyter_llmcloud.magics.output.log_link import log_link
+from jupyter_llmcloud.magics.output.log_link import FullLog
 from jupyter_llmcloud.magics.output.shown_paths import shown
-from jupyter_llmcloud.storage import log_text
-from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
-from jupyter_llmcloud.system.gil import Pace, short_switch_intervals
+from jupyter_llmcloud.storage.runs import Times, nonce
+from jupyter_llmcloud.system.gil import Pace
 from jupyter_llmcloud.widgets.front_end import find_front_end, is_watched
 from jupyter_llmcloud.widgets.live_view import LiveView
 
@@ -60,9 +57,25 @@ class NotebookOutput:
         clear_output(wait=wait)
 
 
-def _where_all_is(run_id: str, name: str) -> str:
-    path = log_text.path(RunStore().folder(run_id))
-    return f"%runs logs {name} · {shown(str(path))}"
+class ViewClock:
+    """Seconds that never go backwards, though clocks of hosts differ and records of the past come with their own.
+
+    Attributes:
+        last: the latest that was told.
+    """
+
+    def __init__(self, is_replayed: bool) -> None:
+        self._read = time.time if is_replayed else time.monotonic
+        self.last = 0.0
+
+    def now(self) -> float:
+        """The time of what happens now."""
+        return self.at(self._read())
+
+    def at(self, seconds: float) -> float:
+        """The time of what happened then."""
+        self.last = max(self.last, seconds)
+        return self.last
 
 
 class RunDisplay:
@@ -86,13 +99,12 @@ class RunDisplay:
         has_live: bool = True,
         live: LiveView | None = None,
     ) -> None:
-        self.run_id = run_id
-        self.name = name
         front_end = find_front_end()
         self.live = live or LiveView(run_id, name, (), stop, started=since, front_end=front_end)
         self.live.begin(list(ranks), stop)
         hold_s = HOLD_S if since is None else READ_HOLD_S
-        self.folder = OutputFolder(ranks, hold_s, name=name, where=functools.partial(_where_all_is, run_id, name))
+        self._full_log = FullLog(run_id, name)
+        self.folder = OutputFolder(ranks, hold_s, name=name, where=self._full_log.where)
         self._is_watched = is_watched()
         self.folder.shows_passing = self._is_watched and not has_live
         self._cell = NotebookOutput()
@@ -104,20 +116,13 @@ class RunDisplay:
             can_clear=front_end.takes_widgets,
         )
         self._seen: dict[tuple[str, int], int] = {}
-        self._is_replayed = since is not None
-        self._now = 0.0
-        self._began = self._clock() if since is None else since
+        self._clock = ViewClock(is_replayed=since is not None)
+        self._began = self._clock.now() if since is None else since
         self._has_live = has_live
         self._is_live = False
         self._was_full = False
-        self._has_log_text = False
         if self.live.is_placed:
             self._page.add_view()
-
-    def _clock(self) -> float:
-        """Never backwards, though clocks of hosts differ and records of the past come with their own time."""
-        self._now = max(self._now, time.time() if self._is_replayed else time.monotonic())
-        return self._now
 
     # --- what happens ---
 
@@ -132,7 +137,7 @@ class RunDisplay:
             self.live.handle_metrics(rank, fresh)
             self._go_live()
             return
-        now = self._clock()
+        now = self._clock.now()
         for record in fresh:
             self._record(rank, record, now)
 
@@ -143,8 +148,7 @@ class RunDisplay:
             pace.rest_when_due()
             if record["seq"] > self._seen.get(("logs", rank), 0):
                 self._seen["logs", rank] = record["seq"]
-                self._now = max(self._now, record["t"])
-                self._record(rank, record, self._now)
+                self._record(rank, record, self._clock.at(record["t"]))
 
     def _record(self, rank: int, record: Mapping[str, Any], now: float) -> None:
         kind = record["kind"]
@@ -161,7 +165,8 @@ class RunDisplay:
 
     def note(self, text: str) -> None:
         """A word on the run."""
-        self._show(self.folder.note(shown(text), self._now), self._now)
+        now = self._clock.last
+        self._show(self.folder.note(shown(text), now), now)
 
     def queued(self, why: str) -> None:
         """The run waits for its turn; the view says so at once."""
@@ -183,7 +188,7 @@ class RunDisplay:
 
     def tick(self) -> None:
         """Show what has waited long enough."""
-        now = self._clock()
+        now = self._clock.now()
         self._show(self.folder.flush(now), now)
         self._page.tick(now)
         if now - self._began > LIVE_AFTER_S:
@@ -194,7 +199,7 @@ class RunDisplay:
 
     def next_tick_s(self) -> float:
         """Seconds until `tick` has something to do."""
-        now = self._clock()
+        now = self._clock.now()
         times = [IDLE_S if self._is_live else max(0.0, self._began + LIVE_AFTER_S - now)]
         if self._is_live and (due := self.live.next_deadline()) is not None:
             times.append(max(0.0, due - time.time()))
@@ -211,7 +216,7 @@ class RunDisplay:
         ended: float | None = None,
     ) -> None:
         """The run is over: what waits is shown, the live view becomes its static version."""
-        now = self._clock()
+        now = self._clock.now()
         self._show(self.folder.flush(now, final=True), now)
         self._page.finish(now)
         self._cell.flush()
@@ -221,7 +226,7 @@ class RunDisplay:
         else:
             self.live.withdraw()
         if self.folder.is_full:
-            threading.Thread(target=self._write_log_text, name="llmcloud-log", daemon=True).start()
+            threading.Thread(target=self._full_log.write, name="llmcloud-log", daemon=True).start()
 
     def _go_live(self) -> None:
         if self._has_live and not self._is_live:
@@ -245,14 +250,7 @@ class RunDisplay:
 
     def _link_to_log(self, now: float) -> None:
         """The cell has said by its path where the rest is: have it there, and a link where a browser can follow it."""
-        if not self._has_log_text:
-            self._has_log_text = True
-            self._write_log_text()
-        if data := log_link(self.run_id, self.name):
+        if data := self._full_log.link():
             record = {"kind": "display", "data": data}
             self._page.add([Block("display", data["text/plain"], self.folder.ranks, record=record)], now)
             self._cell.flush()
-
-    def _write_log_text(self) -> None:
-        with short_switch_intervals(), contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
-            log_text.write(RunStore().folder(self.run_id))

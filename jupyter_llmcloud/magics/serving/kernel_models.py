@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.core.names import type_in_words
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.models import served_code
 
@@ -38,7 +39,7 @@ def write(model: Any, tokenizer: Any, name: str, root: Path) -> Path:
             if tokenizer is not None:
                 _writable(tokenizer).save_pretrained(folder)
     except Exception as error:  # of a library, on a value of the user's
-        raise UsageError(f"a {type(model).__name__} cannot be written: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{type_in_words(model)} cannot be written: {type(error).__name__}: {error}") from error
     return folder
 
 

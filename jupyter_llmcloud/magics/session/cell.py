@@ -7,10 +7,12 @@ import builtins
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+from jupyter_llmcloud.core.plain_cells import read_plain
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
@@ -23,6 +25,7 @@ _TOGETHER = {
     *("train", "fit", "evaluate", "predict", "backward", "save_state", "load_state", "notebook_launcher"),
 }
 _DEFINES = re.compile(r"\b(?:import|def|class)\b")
+_UNKNOWN_NAME = re.compile(r"name '(\w+)' is not defined(?:\..*)?", re.DOTALL)
 _DYNAMIC = ("run_line_magic", "run_cell_magic", "exec", "eval", "globals", "locals")
 
 
@@ -88,8 +91,10 @@ def _raw_source(shell: Any) -> str:
 def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
     """Compile the cell as the ranks will; raises CellSyntaxError. Returns its tree."""
     try:
-        transformed = shell.transform_cell(cell.code)
-        tree = ast.parse(transformed)
+        transformed, tree = cell.code, read_plain(cell.code)
+        if tree is None or _may_be_magic(tree):
+            transformed = shell.transform_cell(cell.code)
+            tree = ast.parse(transformed)
         compile(transformed, cell.filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError as error:
         lines = cell.code.split("\n")
@@ -98,6 +103,12 @@ def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
             error.text = lines[line - 1]
         raise CellSyntaxError(error, f"Cell In[{cell.number}]", line + cell.line_offset) from None
     return tree
+
+
+def _may_be_magic(tree: ast.Module) -> bool:
+    """Whether it is one line that may be a magic without its sign, such as `pwd`."""
+    body = tree.body
+    return not body or (body[-1].end_lineno == 1 and isinstance(body[0], ast.Expr | ast.AugAssign))
 
 
 def is_definition(tree: ast.Module) -> bool:
@@ -237,6 +248,19 @@ def bound_names(tree: ast.Module) -> set[str] | None:
             case ast.Global(names=declared):
                 names.update(declared)
     return names
+
+
+def name_of_notebook(ename: str, evalue: str, notebook: Mapping[str, Any]) -> list[str]:
+    """What to say of an error over a name that the ranks do not know and the notebook does: each has its own."""
+    found = _UNKNOWN_NAME.fullmatch(evalue) if ename == "NameError" else None
+    if found is None or (name := found[1]) not in notebook:
+        return []
+    if isinstance(notebook[name], ModuleType):
+        return [f"{name} was imported in this notebook, and not on the ranks: import it in the cell."]
+    return [
+        f"{name} is a variable of this notebook, and none of the ranks: --push {name} in the cell's first line, or "
+        f"%push {name}, copies it to them."
+    ]
 
 
 def _binds_anything(node: ast.AST) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -51,7 +52,8 @@ def _check_folder(variable: str, folder: Path, use: str) -> None:
     except OSError as error:
         raise UsageError(_refusal(variable, str(folder), error, use)) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(_refusal(variable, str(folder), PermissionError(13, "Permission denied"), use))
+        number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise UsageError(_refusal(variable, str(folder), OSError(number, os.strerror(number)), use))
 
 
 def _refusal(variable: str, folder: str, error: OSError, use: str) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import inspect
+import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
-from jupyter_llmcloud.core.data.step_names import check_step
+from jupyter_llmcloud.core.data.step_names import NAMES, check_step
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.storage.datasets.fingerprints import fingerprint, is_installed
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
-
-_PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 def pack(steps: Sequence[str | Callable[[Any], Any]], tokenizer: Any, name: str | None) -> dict[str, Any]:
@@ -21,8 +20,6 @@ def pack(steps: Sequence[str | Callable[[Any], Any]], tokenizer: Any, name: str 
     Args:
         tokenizer: an object; None: the one that is called `name`, if any.
     """
-    import cloudpickle
-
     own: dict[str, Any] = {}
     told: list[dict[str, str]] = []
     for step in steps:
@@ -32,14 +29,14 @@ def pack(steps: Sequence[str | Callable[[Any], Any]], tokenizer: Any, name: str 
             raise UsageError(f"steps: {step!r:.60} is neither the name of a step nor a function.")
         else:
             base = getattr(step, "__name__", type(step).__name__)
-            free = next(n for n in [base, *(f"{base}-{i}" for i in range(2, 100))] if n not in own)
+            free = next(n for n in [base, *(f"{base}-{i}" for i in range(2, 100))] if n not in own and n not in NAMES)
             own[free] = step
-            told.append({"name": free, "source_hash": source_hash(step)})
+            told.append({"name": free, "source_hash": fingerprint(step)})
     kept, packed = None, None
     if tokenizer is not None or name is not None:
         kept, packed = pack_tokenizer(tokenizer if tokenizer is not None else name)
     try:
-        content = cloudpickle.dumps({"steps": own, "tokenizer": packed})
+        content = _pickled({"steps": own, "tokenizer": packed})
     except Exception as error:
         raise UsageError(
             f"a step or the tokenizer cannot be sent to the workers: {error}. Functions may not use open files, locks "
@@ -51,15 +48,25 @@ def pack(steps: Sequence[str | Callable[[Any], Any]], tokenizer: Any, name: str 
     return body
 
 
-def source_hash(function: Callable[[Any], Any]) -> str:
-    """SHA-256 of a function's text and of the plain values that it uses from outside."""
+def _pickled(value: Any) -> bytes:
+    """With what modules of the user define: workers find only what is installed, not what lies beside a notebook."""
+    import cloudpickle
+
+    passed_on = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    new = [
+        module
+        for name, module in [*sys.modules.items()]
+        # One that goes by another name of its own, as parts in C may, cannot be registered.
+        if isinstance(module, ModuleType) and module.__name__ == name
+        if name not in passed_on and not is_installed(name)
+    ]
+    for module in new:
+        cloudpickle.register_pickle_by_value(module)
     try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        text = repr((code.co_code, code.co_names, code.co_consts)) if code is not None else repr(type(function))
-    found = inspect.getclosurevars(function) if inspect.isfunction(function) else None
-    used = {**found.nonlocals, **found.globals} if found is not None else {}
-    plain = sorted((name, repr(value)) for name, value in used.items() if isinstance(value, _PLAIN))
-    own = sorted((n, source_hash(v)) for n, v in used.items() if inspect.isfunction(v) and v is not function)
-    return hashlib.sha256(repr((text, plain, own, getattr(function, "__defaults__", None))).encode()).hexdigest()
+        return bytes(cloudpickle.dumps(value))
+    except Exception:  # such a module has what cannot be sent: a worker may find it where it is
+        pass
+    finally:
+        for module in new:
+            cloudpickle.unregister_pickle_by_value(module)
+    return bytes(cloudpickle.dumps(value))

@@ -6,10 +6,12 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import time
 
 import psutil
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
@@ -62,8 +64,25 @@ class RunStart:
         """The run will not begin: where no agent has made a record of its own, there was none."""
         if not self._record.history:
             return
-        with contextlib.suppress(NotFound, OSError):
-            if self._folder.read().starter == self._record.starter:
-                shutil.rmtree(self._folder.path)
+        if self._is_still_ours():
+            shutil.rmtree(self._folder.path, ignore_errors=True)
         if self.live is not None:
             self.live.withdraw()
+
+    def check_kept(self) -> None:
+        """The run has ended: say so when the host of its ranks has kept it elsewhere, in a folder that is called so."""
+        if self._record.history and self._is_still_ours():
+            shutil.rmtree(self._folder.path, ignore_errors=True)  # it would wait for its ranks for ever
+            print(
+                f"Nothing of this run has come to {self._folder.root}: the hosts of its ranks have a folder of their "
+                f"own there. %runs, %serve, --resume and panels find none of this world. Set {config.ENV_ROOT} to a "
+                "folder that all hosts share, or to a URL, here and for the Dask workers.",
+                file=sys.stderr,
+            )
+
+    def _is_still_ours(self) -> bool:
+        """Whether no agent has made a record of its own."""
+        try:
+            return self._folder.read().starter == self._record.starter
+        except (NotFound, OSError):
+            return False

@@ -18,7 +18,7 @@ from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
-from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
+from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, RankError, UsageError
 from jupyter_llmcloud.magics.recorded.preflight import preflight
 from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import cell as cells
@@ -278,10 +278,13 @@ class Session:
             raise
         try:
             result = self._submit(world, message) if spec.background else self._execute(world, message, chosen, start)
-        except LLMCloudError:  # refused, or its agent is gone
+        except LLMCloudError as error:  # refused, failed, or its agent is gone
             start.take_back()
+            if isinstance(error, RankError):
+                error.report += cells.name_of_notebook(error.ename, error.evalue, shell.user_ns)
             raise
         if not isinstance(result, RunHandle):
+            start.check_kept()
             shell.user_ns.update(result.pulled)
             if spec.export:
                 export(folder.run_id, spec.export)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, cells_behind, needed_cells
+from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, cells_behind, last_without_commands, needed_cells
 from jupyter_llmcloud.core.export.own_calls import plain_code
 from jupyter_llmcloud.core.export.plans import check_options
 from jupyter_llmcloud.core.export.script import ExportedRun, ExportedScript, export, source_for_ranks
@@ -54,7 +54,7 @@ def check(code: str, spec: RunSpec, is_resumed: bool) -> None:
         raise UsageError("--export writes a script for all ranks of a world: leave --ranks out.")
     asked = {**spec.as_dict(), **({"resume": spec.resume} if is_resumed else {})}
     check_options(asked)
-    plain_code(SourceCell("of this cell", code, spec=asked))
+    plain_code(last_without_commands(SourceCell("of this cell", code, spec=asked))[0])
 
 
 def as_one_cell(store: RunStore, name: str) -> tuple[RunRecord, str, bool]:

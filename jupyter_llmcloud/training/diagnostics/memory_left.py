@@ -1,14 +1,16 @@
-"""How much memory this process has and could still have: of its host, of its container, and of its GPU."""
+"""How much memory this process has and could still have: of its host, of its container or job, and of its GPU."""
 
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import torch
 
-MEMINFO = Path("/proc/meminfo")
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # of a container with a namespace of its own; a host's root has no limit
+from jupyter_llmcloud.system import cgroup
+
+_LIMITS = ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5))  # and where statm has the pages that count
 
 
 def resident() -> int:
@@ -20,22 +22,26 @@ def resident() -> int:
         return 0
 
 
-def available(meminfo: Path = MEMINFO, group: Path = CONTROL_GROUP) -> int:
-    """Bytes that can be had without swapping, before a limit is met; 0 where that cannot be told."""
+def available(proc: Path = cgroup.PROC) -> int:
+    """Bytes that can be had without swapping, before a limit of a control group is met; 0 where that cannot be told."""
     try:
-        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        rows = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
         left = int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError, IndexError):
         return 0
+    in_group = cgroup.memory_left(proc)
+    return left if in_group is None else min(left, in_group)
+
+
+def before_limits() -> list[int]:
+    """Bytes that `ulimit` leaves to this process alone, for each limit that there is."""
     try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])  # a cache gives way
-            left = min(left, max(0, int(limit) - used))
-    except (OSError, KeyError, ValueError):
-        pass  # no control group, or of another version
-    return left
+        with open("/proc/self/statm", "rb") as file:
+            pages = [int(number) for number in file.read().split()]
+    except OSError:
+        return []
+    limits = [(resource.getrlimit(kind)[0], pages[at] * os.sysconf("SC_PAGE_SIZE")) for kind, at in _LIMITS]
+    return [max(0, limit - taken) for limit, taken in limits if limit != resource.RLIM_INFINITY]
 
 
 def of_device() -> tuple[int, int]:

@@ -23,7 +23,7 @@ from jupyter_llmcloud.core.parallel.plan import ParallelPlan, parse_plan
 from jupyter_llmcloud.core.preflight.forecast import forecast, may_matter, state_bytes, still_needed
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep, Roles, held, peaks
 from jupyter_llmcloud.protocol.agent_messages import Execute
-from jupyter_llmcloud.training.diagnostics.memory_left import available
+from jupyter_llmcloud.training.diagnostics.memory_left import available, before_limits
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 from jupyter_llmcloud.training.preflight.tracker import AllocationTracker, TookTooLong
 
@@ -104,7 +104,8 @@ class Forecaster:
     def _left(self) -> int:
         if self._device.type == "cuda":
             return int(torch.cuda.mem_get_info(self._device)[0])
-        return available() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        share = available() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return min([share, *before_limits()])
 
 
 class _FirstForward:

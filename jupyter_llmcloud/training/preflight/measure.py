@@ -24,14 +24,15 @@ from torch.utils._pytree import tree_leaves
 from jupyter_llmcloud.core.parallel.plan import ParallelPlan, parse_plan
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep, Roles, held, peaks
 from jupyter_llmcloud.system.processes import end_with_parent
-from jupyter_llmcloud.training.diagnostics.memory_left import available, resident
+from jupyter_llmcloud.training.diagnostics.memory_left import available, before_limits, resident
 from jupyter_llmcloud.training.parallel.strategies.fully_sharded import blocks_of
 from jupyter_llmcloud.training.preflight.program import (
     EnoughSeen,
     Program,
+    do_as_ranks,
     shorten_loaders,
     shorten_trainers,
-    uses_transformers,
+    uses,
 )
 from jupyter_llmcloud.training.preflight.tracker import (
     AllocationTracker,
@@ -162,10 +163,11 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     tracker = AllocationTracker(request["is_fake"], int(MOST_OF_MEMORY * available()))
     measure = StepMeasure(tracker, parse_plan(request["sharded"]))
     program = Program(request, 0, world_size)
+    do_as_ranks(request, program.run)
     shorten_loaders(program, on_batch=measure.read)
     if request["is_fake"]:
         keep_modules_in_place()
-    if uses_transformers(request):
+    if uses(request, "transformers"):
         shorten_trainers()
     try:
         with all_in_one(tracker):
@@ -196,7 +198,7 @@ def _budget(request: dict[str, Any]) -> dict[str, Any]:
         free = min(torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count()))
         name = torch.cuda.get_device_name(0)
         return {"bytes": free, "device": name, "flops_per_s": _rate("cuda", dtype, 4096), "overhead": CONTEXT}
-    left = (available() + resident()) // request["world_size"]
+    left = min([(available() + resident()) // request["world_size"], *(each + resident() for each in before_limits())])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // request["world_size"]))
     return {"bytes": left, "device": "cpu", "flops_per_s": _rate("cpu", dtype, 512), "overhead": resident()}
 

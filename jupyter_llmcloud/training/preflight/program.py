@@ -11,11 +11,16 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import torch
+
+from jupyter_llmcloud.training.group import process_group
+from jupyter_llmcloud.training.run import Run
 
 BATCHES = 2  # batches that a loader gives before it ends
 BATCHES_OF_STEPS = 256  # at most, where the cell trains on them: an optimizer may step after many
@@ -43,12 +48,26 @@ class QuietRun:
         return iter(range(total))
 
 
+@dataclass(frozen=True)
+class _PreflightGroup:
+    """In place of the group of a world: the default group of this process."""
+
+    rank: int
+    world_size: int
+    address: str = ""
+
+    def watch_sockets(self) -> AbstractContextManager[None]:
+        """Nobody is released from it."""
+        return nullcontext()
+
+
 class Program:
     """The parts of a request: each a file name, the lines above it and its code; of earlier cells, what else they had.
 
     Attributes:
         names: the files whose lines are the user's.
         namespace: what the cell finds.
+        run: that the cell finds.
         is_at_cell: whether the cell itself is executed by now, and not what it needs of earlier ones.
     """
 
@@ -56,8 +75,8 @@ class Program:
         self.parts: Sequence[Mapping[str, Any]] = request["parts"]
         self.names = {part["filename"]: part["shown"] for part in self.parts}
         about = {"rank": rank, "local_rank": rank, "world_size": world_size, "device": torch.device("cpu")}
-        run = QuietRun(rank, world_size, Path(request["run_folder"]))
-        self.namespace: dict[str, Any] = {**about, "run": run, "display": print, "__name__": "__main__"}
+        self.run = QuietRun(rank, world_size, Path(request["run_folder"]))
+        self.namespace: dict[str, Any] = {**about, "run": self.run, "display": print, "__name__": "__main__"}
         self._of_cell = {"arguments": request["arguments"], "precision": request["precision"]}
         if request["folder"]:
             os.chdir(request["folder"])
@@ -116,7 +135,7 @@ class Program:
 
 def shorten_loaders(
     program: Program,
-    on_pass: Callable[[Any], None] = lambda _: None,
+    on_pass: Callable[[Any], AbstractContextManager[None]] = lambda _: nullcontext(),
     on_batch: Callable[[Any], None] = lambda _: None,
 ) -> None:
     """Have each pass over a DataLoader end after a few batches, which are read in this process.
@@ -124,7 +143,8 @@ def shorten_loaders(
     A pass that the cell itself trains on goes on until its optimizer has stepped often enough.
 
     Args:
-        on_pass: is given each loader that is read.
+        on_pass: is given each loader that is read; what it returns is entered until the pass has come to its end, and
+            left by GeneratorExit where the cell ends it.
         on_batch: is given each batch.
     """
     loader = torch.utils.data.DataLoader
@@ -139,14 +159,14 @@ def shorten_loaders(
         make(*bound.args, **bound.kwargs)
 
     def some(self: Any) -> Any:
-        on_pass(self)
         before = len(backwards)
-        for number, batch in enumerate(iterate(self)):
-            trains = program.is_at_cell and len(backwards) > before
-            if number >= (BATCHES_OF_STEPS if trains else program.most_batches()):
-                return
-            on_batch(batch)
-            yield batch
+        with on_pass(self):
+            for number, batch in enumerate(iterate(self)):
+                trains = program.is_at_cell and len(backwards) > before
+                if number >= (BATCHES_OF_STEPS if trains else program.most_batches()):
+                    return
+                on_batch(batch)
+                yield batch
 
     loader.__init__ = here  # type: ignore[method-assign]
     loader.__iter__ = some  # type: ignore[method-assign]
@@ -182,6 +202,41 @@ def shorten_trainers(steps: int = BATCHES) -> None:
     Trainer.train = short  # type: ignore[method-assign]
 
 
-def uses_transformers(request: Mapping[str, Any]) -> bool:
-    """Whether the text names it."""
-    return any("transformers" in part["code"] for part in request["parts"])
+def uses(request: Mapping[str, Any], *words: str) -> bool:
+    """Whether the text names one of them."""
+    return any(word in part["code"] for part in request["parts"] for word in words)
+
+
+def do_as_ranks(request: Mapping[str, Any], run: QuietRun) -> None:
+    """Have a script that was pasted into a cell find here what it finds on a rank.
+
+    `init_process_group` finds a group, launchers call their function, one Accelerator follows another.
+    """
+    group = cast(process_group.WorldGroup, _PreflightGroup(run.rank, run.world_size))
+    process_group.adopt(lambda: group)
+    if uses(request, "accelerate", "spawn", "start_processes"):  # importing it takes a while
+        from jupyter_llmcloud.training.integrations import launchers, uneven_inputs
+
+        launchers.adopt(cast(Run, run))
+        uneven_inputs.install()
+        _renew_accelerators()
+
+
+def _renew_accelerators() -> None:
+    """An Accelerator may have another precision than the one before; PartialState() alone knows of other ranks."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    make, begin = Accelerator.__init__, PartialState.__init__
+
+    @functools.wraps(make)
+    def anew(self: Any, *args: Any, **kwargs: Any) -> None:
+        if AcceleratorState._shared_state:
+            AcceleratorState._reset_state()
+        make(self, *args, **kwargs)
+
+    @functools.wraps(begin)
+    def on_cpu(self: Any, cpu: bool = False, **kwargs: Any) -> None:
+        begin(self, True, **kwargs)
+
+    Accelerator.__init__, PartialState.__init__ = anew, on_cpu

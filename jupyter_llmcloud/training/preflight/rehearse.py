@@ -25,14 +25,15 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 
-from jupyter_llmcloud.core.preflight.findings import LOADER, POINT, PROBLEM, TOGETHER
+from jupyter_llmcloud.core.preflight.findings import LEFT, LOADER, LOADER_END, POINT, PROBLEM, TOGETHER
 from jupyter_llmcloud.system.processes import end_with_parent
 from jupyter_llmcloud.training.preflight.program import (
     EnoughSeen,
     Program,
+    do_as_ranks,
     shorten_loaders,
     shorten_trainers,
-    uses_transformers,
+    uses,
 )
 
 STEPS = 12  # of optimizers, for a cell whose loops have no loader that ends
@@ -53,6 +54,7 @@ class Journal:
         self._file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - as long as the process
         self._number = 0
         self._inside = threading.local()
+        self.is_enough = False  # the cell is ended from outside: what it leaves it does not leave by itself
         self.where: Callable[[], str] = str
 
     def write(self, kind: str, what: str, **more: Any) -> int:
@@ -76,6 +78,25 @@ class Journal:
         finally:
             self._inside.is_inside = False
 
+    @contextlib.contextmanager
+    def in_pass(self, loader: Any) -> Iterator[None]:
+        """The block is a pass over a loader; one within what ranks do together may be of another length on each."""
+        try:
+            num_batches = len(loader)
+        except TypeError:  # a stream does not know
+            num_batches = None
+        if num_batches is None or getattr(self._inside, "is_inside", False):
+            yield
+            return
+        number = self.write(LOADER, str(num_batches))
+        try:
+            yield
+            self.write(LOADER_END, str(number))
+        except GeneratorExit:
+            if not self.is_enough:
+                self.write(LOADER_END, str(number), shape=LEFT)
+            raise
+
 
 def watch_collectives(journal: Journal) -> None:
     """Write down each collective of Python, the backward passes of DDP, and objects that cannot be sent."""
@@ -87,6 +108,7 @@ def watch_collectives(journal: Journal) -> None:
 
     made = list[Any]()
     build, backward = DistributedDataParallel.__init__, torch.Tensor.backward
+    send_buffers = DistributedDataParallel._sync_buffers
 
     @functools.wraps(build)
     def built(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -101,8 +123,36 @@ def watch_collectives(journal: Journal) -> None:
         with journal.together("backward()"):
             return backward(self, *args, **kwargs)
 
+    @functools.wraps(send_buffers)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with journal.together("the forward pass of a DDP model with buffers"):
+            return send_buffers(self, *args, **kwargs)
+
+    DistributedDataParallel._sync_buffers = forward  # type: ignore[method-assign]
     DistributedDataParallel.__init__ = built  # type: ignore[method-assign]
     torch.Tensor.backward = passed_back  # type: ignore[method-assign]
+    _watch_join(journal)
+
+
+def _watch_join(journal: Journal) -> None:
+    """Within torch's `Join` a rank that has come to its end answers for what the others still do."""
+    from torch.distributed.algorithms import Join
+
+    enter, leave = Join.__enter__, Join.__exit__
+    entered = list[contextlib.ExitStack]()
+
+    @functools.wraps(enter)
+    def begin(self: Any) -> Any:
+        entered.append(contextlib.ExitStack())
+        entered[-1].enter_context(journal.together("Join()"))
+        return enter(self)
+
+    @functools.wraps(leave)
+    def end(self: Any, kind: Any, error: Any, trace: Any) -> Any:
+        with entered.pop():
+            return leave(self, kind, error, trace)
+
+    Join.__enter__, Join.__exit__ = begin, end  # type: ignore[method-assign]
 
 
 def _watched(journal: Journal, name: str, original: Any) -> Any:
@@ -181,9 +231,10 @@ def main(request_file: str, rank_text: str, journal_file: str) -> None:
     _join(request, rank, world_size)
     program = Program(request, rank, world_size)
     journal.where = program.where
+    do_as_ranks(request, program.run)
     watch_collectives(journal)
-    shorten_loaders(program, on_pass=lambda loader: _note_pass(journal, loader))
-    if uses_transformers(request):
+    shorten_loaders(program, on_pass=journal.in_pass)
+    if uses(request, "transformers"):
         shrink_models()
         shorten_trainers()
     made = list[None]()
@@ -192,6 +243,7 @@ def main(request_file: str, rank_text: str, journal_file: str) -> None:
         made.append(None)
         journal.write("step", str(len(made)))
         if len(made) >= STEPS:
+            journal.is_enough = True
             raise EnoughSeen
 
     def begin() -> None:
@@ -208,11 +260,6 @@ def main(request_file: str, rank_text: str, journal_file: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # a group with models on it may not come down
-
-
-def _note_pass(journal: Journal, loader: Any) -> None:
-    with contextlib.suppress(TypeError):  # a stream does not know
-        journal.write(LOADER, str(len(loader)))
 
 
 def _join(request: dict[str, Any], rank: int, world_size: int) -> None:

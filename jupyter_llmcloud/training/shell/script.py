@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from IPython.core.autocall import ExitAutocall
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.training.resume.user_code import is_own_frame
 
 
 def prepare_script(cell: Execute, namespace: dict[str, Any]) -> None:
@@ -38,12 +39,27 @@ def ended_well(error: BaseException | None) -> bool:
 
 
 def was_stopped(error: BaseException | None) -> bool:
-    """Whether an interrupt ended it, also where a library has taken the interrupt and left, as Lightning does."""
+    """Whether an interrupt ended it, also where a library has taken the interrupt and left by an error of its own.
+
+    So do Lightning, by SystemExit, and the `map` of data sets, which asks workers that are not done for their results.
+    What the user's own code raises over an interrupt is an error.
+    """
     seen: set[int] = set()
-    while isinstance(error, SystemExit) and id(error) not in seen:
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return isinstance(error, KeyboardInterrupt)
+        before = error.__cause__ or error.__context__
+        if not isinstance(error, SystemExit) and not _was_caught_in_a_library(before):
+            return False
+        error = before
+    return False
+
+
+def _was_caught_in_a_library(error: BaseException | None) -> bool:
+    """Whether the code that met this error, in an `except` or `finally`, is not the user's."""
+    met = error.__traceback__ if error is not None else None
+    return met is not None and not is_own_frame(met.tb_frame)
 
 
 class ExitCommand(ExitAutocall):

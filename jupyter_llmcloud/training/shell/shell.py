@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import linecache
 import os
 import sys
@@ -12,12 +13,14 @@ from typing import Any
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.utils.process import system
 from traitlets import Any as AnyTrait
 from traitlets import Type, default
 from traitlets.config import Config
 
+from jupyter_llmcloud.core.plain_cells import read_plain
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.system.transparent_frames import MARK
 from jupyter_llmcloud.training import patches
@@ -28,7 +31,13 @@ from jupyter_llmcloud.training.shell.namespace import numbers, rebound
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.program_end import PROGRAM_END
 from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped
-from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
+from jupyter_llmcloud.training.shell.tracebacks import (
+    cut_refusal,
+    draw_plainly,
+    holds_group,
+    is_deep,
+    point_at_the_failing_line,
+)
 
 INTERACTIVE_FIGURES = ("notebook", "nbagg", "widget", "ipympl")
 
@@ -93,6 +102,22 @@ class CellCompiler(CachingCompiler):
         return cell.filename
 
 
+class CellTransformer(TransformerManager):
+    """As IPython's, also where a cell has added its own; plain Python is not taken to pieces to find no magic in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = self._all()
+
+    def _all(self) -> list[object]:
+        return [*self.cleanup_transforms, *self.line_transforms, *self.token_transformers]
+
+    def transform_cell(self, cell: str) -> str:
+        if self._all() != self._own or read_plain(cell) is None:
+            return str(super().transform_cell(cell))
+        return cell if cell.endswith("\n") else cell + "\n"
+
+
 class ShiftLines(ast.NodeTransformer):
     """Moves a cell's nodes down by the lines of the notebook cell above its body."""
 
@@ -107,11 +132,18 @@ class RankDisplayHook(DisplayHook):
     """A last expression becomes a `result` record."""
 
     shell: RankShell
+    _result_id = 0  # of what `_` was bound to
 
     def quiet(self) -> bool:
         """Whether the cell ends with a semicolon; without a history IPython cannot tell."""
         cell = self.shell.compile.cell
         return cell is not None and self.semicolon_at_end_of_expression(self.shell.transform_cell(cell.code))
+
+    def update_user_ns(self, result: Any) -> None:
+        """`_` is the newest result, unless the user has bound that name; older ones are let go of."""
+        namespace = self.shell.user_ns
+        if "_" not in vars(builtins) and id(namespace.get("_", self._)) in (self._result_id, id(self._)):
+            namespace["_"], self._result_id = result, id(result)
 
     def write_output_prompt(self) -> None:
         pass
@@ -217,6 +249,8 @@ class RankShell(InteractiveShell):
         self.is_drawing = True
         try:
             error = exc_tuple[1] if exc_tuple else sys.exception()
+            if error is not None:
+                cut_refusal(error)
             if error is not None and self._is_drawn_plainly(error):
                 self._showtraceback(type(error), error, draw_plainly(error, self.compile.cell_number))
             else:
@@ -306,6 +340,7 @@ def make_shell() -> RankShell:
     config.InteractiveShell.colors = "neutral"
     config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
     shell = RankShell.instance(config=config)
+    shell.input_transformer_manager = CellTransformer()
     shell.ast_transformers += [NumberLoops(), ShiftLines(shell.compile)]
     point_at_the_failing_line()
     class_sources.install(shell.compile.cells)

@@ -13,6 +13,7 @@ from jupyter_llmcloud.training import patches
 
 MAX_DRAWN = 100  # frames, in IPython's way
 NUM_ENDS = 20
+_REFUSING = ("jupyter_llmcloud.training.shell.no_stdin", "jupyter_llmcloud.training.run")
 _AROUND = re.compile(r"/IPython/core/(interactiveshell|async_helpers)\.py$|/jupyter_llmcloud/training/rank\.py$")
 
 
@@ -48,6 +49,15 @@ def _tidy(drawing: traceback.TracebackException, cell_number: Callable[[str], in
     for other in inner:
         if other is not None:
             _tidy(other, cell_number, seen)
+
+
+def cut_refusal(error: BaseException) -> None:
+    """Let the traceback of what was refused on purpose, as input() is, end with the line that asked for it."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        if step.tb_next.tb_frame.f_globals.get("__name__") in _REFUSING:
+            step.tb_next = None
+        step = step.tb_next
 
 
 def holds_group(error: BaseException | None) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,7 +136,8 @@ def test_pushed_values_are_set_before_the_cell_that_found_them() -> None:
         (SourceCell("l", "print(m)"), [SourceCell("e", "m = make()", "stopped")], "run e, which was stopped"),
         (SourceCell("l", "print(m)"), [SourceCell("e", "m = [1, f()]", on_all_ranks=False)], "on some ranks only"),
         (SourceCell("l", "x", num_ranks=1), [SourceCell("e", "x = f()", num_ranks=2)], "resized to 1"),
-        (SourceCell("l", "x = 1\n%timeit x"), [], "line 2, '%timeit x', is a magic"),
+        (SourceCell("l", "x = 1\nfiles = !ls"), [], "line 2, 'files = !ls', is a magic"),
+        (SourceCell("l", "%%bash\nls"), [], "line 1, '%%bash', is a magic"),
         (SourceCell("l", "!pip list"), [], "a magic or a command of the shell"),
     ],
 )
@@ -231,6 +234,20 @@ def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
         needed_cells(SourceCell("last", "print(files)"), [SourceCell("lists", "files = !ls")])
 
 
+def test_what_a_notebook_alone_understands_is_left_out_of_the_cell_itself_too() -> None:
+    code = "%%time\nif rank == 0:\n    %matplotlib inline\n    !nvidia-smi\n%time model = make()\nmodel"
+    parts, notes = needed_cells(SourceCell("last", code), [SourceCell("makes", "def make(): return 1")])
+    assert parts[-1].cell.code == "pass\nif rank == 0:\n    pass\n    pass\nmodel = make()\nmodel"
+    assert [note.split("'")[1] for note in notes] == ["%%time", "%matplotlib inline", "!nvidia-smi", "%time"]
+
+
+def test_a_cell_that_was_timed_by_many_runs_has_bound_nothing() -> None:
+    earlier = [SourceCell("makes", "x = make = dict"), SourceCell("timed", "%%timeit\nx = 3")]
+    parts, notes = needed_cells(SourceCell("last", "print(x)"), earlier)
+    assert [part.cell.run_id for part in parts] == ["makes", "last"]
+    assert notes == ["Left out: '%%timeit' of run timed."]
+
+
 def test_a_cell_that_has_not_run_yet_finds_what_any_number_of_ranks_has_made() -> None:
     ran = SourceCell("trains", "model = f()", num_ranks=2)
     parts, _ = needed_cells(SourceCell("last", "print(model)"), [SourceCell("f", "f = dict", num_ranks=2), ran])
@@ -276,6 +293,23 @@ def test_a_cell_that_failed_is_left_out_and_said() -> None:
 )
 def test_uses_of_this_package_are_replaced(code: str, plain: str) -> None:
     assert plain_code(SourceCell("r", code))[0] == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f'lc.run.rank {lc.run.rank:{lc.run.world_size}d}', lc.run.id",
+        'f"""\n{lc.run.rank}\n{3}""" "a", lc.run.id',
+        "f'{f\"{lc.run.rank}\"}', f'lc.run.id', lc.run.id",
+        "'lc.run.rank' f' lc.run.rank={lc.run.rank!r}', lc.run.id",
+    ],
+)
+def test_uses_of_this_package_within_a_text_are_replaced_at_their_places(text: str) -> None:
+    run = SimpleNamespace(rank=7, world_size=3, id="r")
+    code, _ = plain_code(SourceCell("r", f"import jupyter_llmcloud as lc\nfound = {text}"))
+    made: dict[str, object] = {"run": run}
+    exec(code, made)
+    assert made["found"] == eval(text, {"lc": SimpleNamespace(run=run)})
 
 
 @pytest.mark.parametrize(
@@ -362,6 +396,30 @@ def test_a_script_does_what_it_has_to_whatever_its_cells_call_their_variables(tm
     command = [sys.executable, "train.py"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0 and '{"drawn": ' in ended.stdout, ended.stderr
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.pt"]
+
+
+TAKES_NAMES = """\
+iter = float = str = WIDTH = 3
+def print(text): raise AssertionError(text)
+def any(*_): raise AssertionError
+import os as sys
+os = "linux"
+"""
+
+
+def test_a_script_runs_on_whatever_names_of_python_and_of_modules_a_cell_takes(tmp_path: Path) -> None:
+    last = "import torch, sys\nfor step in run.steps(2): run.log(loss=step)\nmodel = torch.nn.Linear(WIDTH, 1)"
+    last += (
+        "\nloader = torch.utils.data.DataLoader(range(3), shuffle=True)\nrun.log(drawn=sum(loader), args=len(sys.argv))"
+    )
+    cells = [SourceCell("takes", TAKES_NAMES, spec={"args": "--a", "seed": 1})]
+    cell = SourceCell("last", last, spec={"args": "--b 1", "seed": 2, "save": ["model"]})
+    (tmp_path / "train.py").write_text(export(ExportedRun(cell, "r", 1), cells, "train.py").text)
+    command = [sys.executable, "train.py"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    logged = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0 and logged == [{"loss": 0}, {"loss": 1}, {"drawn": 3, "args": 3}], ended.stderr
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.pt"]
 
 

@@ -55,6 +55,17 @@ def test_the_window_forgets_what_is_longer_ago_than_ten_seconds() -> None:
     assert shares_of(times.seconds()[0])["data"] == pytest.approx(0.5)
 
 
+def test_a_rank_that_is_silent_is_not_told_to_do_what_it_did_last() -> None:
+    times = splits(0, 1)
+    times.heard(1, 1.0, [1.0, 0.0, 0.0, 0.0])
+    for second in range(1, 14):  # waits for rank 1, whose process is stopped
+        times.heard(0, float(second), [1.0, second - 1.0, 0.0, 0.0])
+        assert times.shares().keys() >= ({1} if 1 < second <= 11 else set())
+    assert times.shares().keys() == {0}
+    times.heard(1, 14.0, [14.0, 0.0, 0.0, 0.0])
+    assert times.shares().keys() == {0, 1}
+
+
 def test_seconds_add_up_over_attempts_and_leaders() -> None:
     times = TimeSplits({0: {"compute": 5.0, "data": 1.0}})
     times.begin([0, 1])

@@ -17,6 +17,8 @@ IMPORTS = {
         "jupyter_llmcloud.inference.engines.loading",
     ),
     "jupyter_llmcloud.inference.openai.chat.template_process": ("transformers.utils.chat_template_utils", "jinja2"),
+    "jupyter_llmcloud.training.preflight.rehearse": ("jupyter_llmcloud.training.preflight.rehearse",),
+    "jupyter_llmcloud.server.cli": ("jupyter_llmcloud.server.cli", "httpx"),
     "tests.support.portrait": (
         "json",
         "random",

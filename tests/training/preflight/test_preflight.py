@@ -59,6 +59,48 @@ dist.recv(there, 1 - rank)
 """
 
 
+AGREES = """\
+import torch, torch.distributed as dist
+from accelerate import Accelerator, PartialState, notebook_launcher
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+def main():
+    dist.init_process_group("gloo")
+    PartialState()
+    model = DistributedDataParallel(torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters())
+    def train(rows):
+        for batch in DataLoader(rows, batch_size=2):
+            model(batch).sum().backward()
+            optimizer.step()
+    accelerator = Accelerator()
+    right = sum(len(batch) for batch in DataLoader(torch.ones(9 + rank, 4), batch_size=5))  # of its own rows
+    right = accelerator.reduce(torch.tensor(right))
+    for number, batch in enumerate(DataLoader(torch.ones(8 + rank, 4), batch_size=2)):
+        if number == 1: break  # as they have agreed
+        dist.all_reduce(batch)
+    dist.destroy_process_group()
+    dist.barrier()
+    Accelerator(mixed_precision="bf16")
+    train(torch.ones(6, 4))
+
+notebook_launcher(main, num_processes=2)
+"""
+
+
+def test_a_rehearsal_accuses_nobody_of_what_works_on_ranks() -> None:
+    report = rehearse(_cell(AGREES), None)
+    assert report.is_good, report.lines
+
+
+def test_a_dry_run_of_a_script_for_a_launcher_measures_it() -> None:
+    code = f"import torch.distributed as dist\ndist.init_process_group('gloo')\n{TRAINS}"
+    for num_ranks in (1, 2):
+        report = dry_run(_cell(code), "ddp", num_ranks, None)
+        assert report.is_good and "65,536 numbers" in report.lines[1], report.lines
+
+
 def test_a_rehearsal_names_ranks_that_receive_from_each_other_first() -> None:
     said = "\n".join(rehearse(_cell(RECEIVES_FIRST), None).lines)
     assert "Cell In[1], line 6: rank 0 waits in recv(), and rank 1 in recv() at Cell In[1], line 6." in said

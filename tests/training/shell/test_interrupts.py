@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from jupyter_llmcloud.training.shell.interrupts import PATIENCE_S, Interrupts
-from tests.support.worlds import Ranks, alive, until
+from tests.support.worlds import AgentProcess, Outcome, Ranks, alive, until
 
 # The rank is in `sleep` when a signal comes, hardly ever in a handler.
 ENDLESS = {
@@ -45,13 +46,26 @@ ENDLESS = {
 }
 
 
+@pytest.fixture(scope="module")
+def stopped(node_agent: AgentProcess) -> Iterator[dict[str, tuple[Ranks, Outcome]]]:
+    """Worlds whose cells did not end at the first interrupt; stopped at the same time, since that is slow."""
+    worlds = {name: Ranks(node_agent) for name in ENDLESS}
+    begin = "import contextlib, time\nkept_over_all = 7\nprint('in it')\n"
+    running = [world.send(begin + textwrap.dedent(ENDLESS[name])).wait_for("in it") for name, world in worlds.items()]
+    for cell in running:
+        cell.stop()
+    yield {name: (cell.ranks, cell.end()) for name, cell in zip(worlds, running, strict=True)}
+    for world in worlds.values():
+        world.end()
+
+
 @pytest.mark.alone
-@pytest.mark.parametrize("loop", ENDLESS.values(), ids=ENDLESS)
-def test_a_stop_ends_a_cell_that_catches_everything_and_keeps_its_variables(world: Ranks, loop: str) -> None:
-    body = "\n".join(line[8:] for line in loop.splitlines())
-    running = world.send(f"import contextlib, time\nkept_over_all = 7\nprint('in it')\n{body}")
-    stopped = running.wait_for("in it").stop().end()
-    assert "ranks 0-1: stopped, variables kept" in stopped.report
+@pytest.mark.parametrize("loop", ENDLESS)
+def test_a_stop_ends_a_cell_that_catches_everything_and_keeps_its_variables(
+    stopped: dict[str, tuple[Ranks, Outcome]], loop: str
+) -> None:
+    world, outcome = stopped[loop]
+    assert "ranks 0-1: stopped, variables kept" in outcome.report
     assert world.ok("import sys\nkept_over_all, sys.gettrace(), sys.getprofile()").results() == ["(7, None, None)"] * 2
 
 
