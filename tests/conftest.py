@@ -65,6 +65,7 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
         leaks.MARK: f"{mark}session",
         "PYTHONPATH": os.pathsep.join(filter(None, (*FIRST_ON_PATH, os.environ.get("PYTHONPATH")))),
         "HOME": str(folder / "home"),
+        "TMPDIR": str(folder / "t"),
         "LLMCLOUD_ROOT": str(folder / "root"),
         "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
         "LLMCLOUD_LEASE_S": str(LEASE_S),
@@ -86,7 +87,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; programs would inherit that
         signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = config.stash[FOLDER] = make_folder(config)
-    (folder / "home").mkdir()
+    for name in ("home", "t"):
+        (folder / name).mkdir()
     if config.option.basetemp is None or is_worker(config):
         config.option.basetemp = folder / "tmp"
     gc.disable()  # until all is imported: looking through it again and again takes a tenth of that time
@@ -94,6 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(_settings(folder, mark_of(config)))
+    tempfile.tempdir = None  # asked for anew
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles our sources anew
     sys.dont_write_bytecode = False  # nor does this one rewrite the asserts of all test modules each time
     if not is_worker(config):
@@ -119,6 +122,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_guardian].wait()
     os.environ.clear()
     os.environ.update(config.stash[_variables])
+    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -345,7 +345,8 @@ class Forked(Reply, frozen=True, kw_only=True):
 class ForkRank(Request[Forked], frozen=True, kw_only=True):
     """Fork a rank. With it come the descriptors of its socket, stdout, stderr and ring of metrics.
 
-    `name` is said again when it has ended. `until`: as LiveUntil.
+    `name` is said again when it has ended. `until`: as LiveUntil. `sockets`: a folder that is made for those of
+    `multiprocessing`, of the rank and its children, and removed by whoever asks for the rank.
     """
 
     name: str
@@ -356,6 +357,7 @@ class ForkRank(Request[Forked], frozen=True, kw_only=True):
     gpu: bool = False
     until: float | None = None
     cwd: str = ""
+    sockets: str = ""
     env: dict[str, str] = field(default_factory=dict)
 
 

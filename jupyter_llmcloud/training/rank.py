@@ -171,6 +171,7 @@ class Rank:
         lightning.adopt(self.run)
         rare_launchers.adopt(self.run)
         spawned_workers.install(self.run)
+        spawned_workers.keep_sockets_in(request.sockets)
         uneven_inputs.install()
         no_stdin.install()
         PROGRAM_END.install()

@@ -191,7 +191,7 @@ def test_the_first_token_is_quick(replica: Running) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_hanging_up_stops_the_tokens_and_every_gauge_returns_to_zero(replica: Running, stream: bool) -> None:
-    fields = {"model": "tiny", "prompt": "The for", "max_tokens": 4000, "stream": stream, "n": 4}
+    fields = {"model": "tiny", "prompt": "The for", "max_tokens": 4000, "stream": stream, "n": 4, "ignore_eos": True}
     begin = replica.stats()["engine"]["num_tokens"]
     if stream:
         with replica.http.stream("POST", "/v1/completions", json=fields) as response:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import ForkRank, LeaseUntil, Preempted
+from jupyter_llmcloud.storage.runs import nonce
 
 # By these, libraries know that their processes have been launched: they start none, and find the other ranks. The rest
 # of what torchrun sets is told when the ranks join (see RankGroups). What a rank starts meets in a store of its own.
@@ -132,6 +134,7 @@ class LocalGroup:
             gpu=gpu,
             backend="cpu:gloo,cuda:nccl" if gpu else "gloo",
             cwd=self._spec.cwd,
+            sockets=str(config.runtime_dir() / "ranks" / nonce()),
             env={name: str(value) for name, value in env.items()},
         )
 

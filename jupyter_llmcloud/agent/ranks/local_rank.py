@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import os
 import select
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -71,9 +72,11 @@ class LocalRank:
         self._outgoing = bytearray()
         self._ring: RingReader | None = None
         self._memory: MemoryEvidence | None = None
+        self._sockets = ""
 
     async def start(self, zygote: ZygoteClient, request: ForkRank) -> None:
         """Fork it."""
+        self._sockets = request.sockets
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ring = create_ring()
         out_read, out_write = os.pipe()
@@ -195,8 +198,9 @@ class LocalRank:
         self._pipes.drain()
 
     def closed(self) -> None:
-        """The process has gone: deliver its last words, then let go of its descriptors."""
+        """The process has gone: deliver its last words, then let go of its descriptors and its sockets."""
         self.alive = False
+        shutil.rmtree(self._sockets, ignore_errors=True)
         if self._sock is not None:
             self._readable()
             loop = asyncio.get_running_loop()

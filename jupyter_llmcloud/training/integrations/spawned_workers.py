@@ -1,8 +1,11 @@
-"""Workers of loaders and pools that are started by spawn or forkserver know the classes and functions of the cell."""
+"""Workers of loaders and pools know the classes and functions of the cell, however they are started, and leave no file."""
 
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
+from multiprocessing import util
 from typing import Any
 
 from jupyter_llmcloud.system import main_by_value
@@ -47,3 +50,19 @@ def install(run: Run) -> None:
             "multiprocessing.spawn:get_preparation_data": prepare,
         }
     )
+
+
+def keep_sockets_in(folder: str) -> None:
+    """The sockets by which workers hand over tensors lie in this folder. Called once, in a rank.
+
+    Each process would make a folder among the temporary files, which it removes at its end: those that are killed do
+    not, and the workers of a killed rank are. The children of a process inherit its folder.
+    """
+    if not folder:
+        return
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        util.get_temp_dir()  # which keeps what it has made
+    finally:
+        tempfile.tempdir = before

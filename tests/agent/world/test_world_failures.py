@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -258,6 +259,27 @@ def test_what_a_killed_rank_had_started_ends_with_it(new_world: Callable[..., Ra
     os.kill(world.beside().pids()[1], signal.SIGKILL)
     assert running.end().state == "failed"
     until(lambda: not any(map(alive, children)), "workers and subprocesses have ended", 2)
+
+
+HANDS_OVER = """
+import multiprocessing.util, tempfile, torch
+loader = iter(torch.utils.data.DataLoader(torch.zeros(64), num_workers=2, persistent_workers=True))
+kept = [next(loader) for _ in range(8)]
+print(tempfile.gettempdir(), multiprocessing.util.get_temp_dir())
+"""
+
+
+def test_workers_of_a_killed_rank_leave_no_socket_among_the_temporary_files(new_world: Callable[..., Ranks]) -> None:
+    world = new_world()
+    places = [line.split() for line in world.ok(HANDS_OVER).text().splitlines()]
+    temporary, sockets = {place for place, _ in places}, [Path(place) for _, place in places]
+    assert len(sockets) == 2
+    assert all(list(place.iterdir()) for place in sockets)
+    left = {entry for place in temporary for entry in Path(place).glob("pymp-*")}
+    os.kill(world.beside().pids()[0], signal.SIGKILL)
+    world.end()
+    until(lambda: not any(place.parent.exists() for place in sockets), "the sockets of the ranks have gone", 5)
+    assert {entry for place in temporary for entry in Path(place).glob("pymp-*")} <= left
 
 
 @pytest.mark.story
