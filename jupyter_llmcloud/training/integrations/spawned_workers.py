@@ -1,4 +1,4 @@
-"""Workers of loaders and pools know the classes and functions of the cell, however they are started, and leave no file."""
+"""Workers of loaders and pools know the classes and functions of the cell, however they are started."""
 
 from __future__ import annotations
 
