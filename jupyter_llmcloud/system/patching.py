@@ -22,6 +22,7 @@ Names = tuple[str, ...]
 
 _notices: list[str] = []
 _applied: dict[str, Patch] = {}  # by target
+_signatures: dict[Any, inspect.Signature] = {}  # of functions that the processes forked from this one replace
 _MISSING = object()
 
 
@@ -54,9 +55,17 @@ class Patch:
         return next(iter(self.targets)).partition(":")[0]
 
     def check_once(self) -> None:
-        """Spare the processes forked from this one the check, where what is replaced is imported and as it must be."""
+        """Spare the processes forked from this one the check, where what is replaced is imported and as it must be.
+
+        And reading signatures, which writes to the pages of all that is named in one: no fork shares them then.
+        """
         modules = {target.partition(":")[0] for target in self.targets}
         self._is_checked = modules <= sys.modules.keys() and self.problem() is None
+        if self._is_checked:
+            for target in self.targets:
+                original = _get(target)
+                if inspect.isfunction(original):
+                    _signatures[original] = inspect.signature(original)
 
     def problem(self) -> str | None:
         """Why it cannot be applied here, in words for the user; None when it can."""
@@ -121,7 +130,8 @@ def alike(replacement: Any, original: Any) -> Any:
         return replacement
     try:
         # Besides __wrapped__, which inspect.getfullargspec does not follow.
-        replacement.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        signature = _signatures.get(original) or inspect.signature(original)
+        replacement.__signature__ = signature  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         pass  # some built-in functions have none
     return replacement

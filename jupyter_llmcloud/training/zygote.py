@@ -87,7 +87,7 @@ def preload() -> None:
     """Import what ranks use; model classes are what takes the time."""
     import pdb  # noqa: F401 - a rank replaces parts of it
 
-    import accelerate  # noqa: F401
+    import accelerate.local_sgd  # noqa: F401 - likewise
     import torch  # noqa: F401
     from pygments.lexers import PythonLexer
 

@@ -22,6 +22,7 @@ STATE = {
     "sys.stdout",
     "sys.stderr",
     "os.environ",
+    "tempfile.tempdir",  # documented as settable
     "c10d._world.group_count",
     "builtins.LOOP_FUNCTION",
     "builtins.WHILE_FUNCTION",
