@@ -44,6 +44,7 @@ from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.system import unix_sockets
 
 WATCH_S = 1.0
+ASK_AGAIN_S = 1.0
 
 
 class ClusterHost:
@@ -132,9 +133,19 @@ class ClusterHost:
         return any(row is True for row in busy.values())
 
     async def _until_workers(self, number: int) -> None:
+        """Until so many workers have an agent.
+
+        A worker that was lost, with its job say, Dask counts for some seconds more, and starts another one in its
+        place only when it is asked after that.
+        """
         assert self.client is not None
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
         while sum(row is not None for row in (await agents_there(self.client)).values()) < number:
             await asyncio.sleep(0.05)
+            if loop.time() - asked > ASK_AGAIN_S:
+                self.cluster.scale(number)
+                asked = loop.time()
 
     # --- control ---
 

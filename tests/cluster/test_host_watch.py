@@ -93,6 +93,27 @@ def test_a_cluster_grows_though_a_worker_goes_meanwhile_and_only_agents_without_
     assert ended == (["first"] if last == "gone" else [])
 
 
+def test_a_worker_that_dask_has_not_given_up_yet_is_replaced_when_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job has ended some seconds before the cluster is scaled to what it had."""
+    monkeypatch.setattr(host, "ASK_AGAIN_S", 0.001)
+
+    class Slow(Scaled):
+        num_asked = 0
+
+        def scale(self, workers: int) -> None:
+            self.num_asked += 1
+
+    class Client:
+        async def run(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {"tcp://again": {"address": "again"}} if slow.num_asked > 2 else {}
+
+    slow = Slow()
+    cluster = ClusterHost({"record": {"cluster_id": "c", "name": "c", "kind": "local"}, "lease_s": 0.0})
+    cluster.client, cluster.cluster = Client(), slow  # type: ignore[assignment]
+    asyncio.run(asyncio.wait_for(cluster._scale(1), 10))
+    assert slow.num_asked == 3
+
+
 def test_what_a_worker_has_failed_with_is_said() -> None:
     rows = {"tcp://first": RuntimeError("the node agent did not start"), "tcp://second": {"address": "second"}}
     with pytest.raises(RuntimeError, match="did not start"):

@@ -68,6 +68,10 @@ class Slurm:
         rows = self.ask("squeue", "--all", "--states=all", "--noheader", "--format=%i %T").splitlines()
         return dict(row.split() for row in rows)
 
+    def running(self) -> set[str]:
+        """The numbers of those that run."""
+        return {number for number, state in self.states().items() if state == "RUNNING"}
+
 
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from tests.agent.world.test_world_two_hosts import SUM
 from tests.support.clusters import Server
 from tests.support.resuming import cell, results, same
@@ -36,12 +37,42 @@ def batch_system() -> Iterator[Slurm]:
         yield running
 
 
-def test_a_run_saves_at_the_end_of_its_walltime_and_goes_on_in_the_next_job_to_the_same_weights(
+# Whether a signal reaches the ranks themselves depends on how Slurm tracks processes; the agent tells them in any case.
+WAITS = """
+        print('at work', flush=True)
+        while not (run.folder / 'its-time-is-over').exists():
+            time.sleep(0.01)
+"""
+
+
+def waiting(turn: int) -> str:
+    """The cell, which waits in a turn that is no checkpoint, and trains on when it is told that its job's time is over.
+
+    It waits once: whoever goes on with it finds the file.
+    """
+    code = cell("accelerate", turn).replace("        os.kill(os.getpid(), signal.SIGKILL)", WAITS.strip("\n"))
+    return code.replace("victim=1", "victim=0")
+
+
+def until_its_time_is_over(batch_system: Slurm, job: str, folder: RunFolder) -> None:
+    """Wait for the end of a job's walltime, and have the cell that waits for that train on."""
+    until(lambda: batch_system.states()[job] == "TIMEOUT", "the walltime of the job ends", 150)
+    (folder.path / "its-time-is-over").touch()
+
+
+def resumed_step(record: RunRecord) -> int:
+    """The one from which a run went on."""
+    [why] = [entry["why"] for entry in record.history if "resumed from step" in entry.get("why", "")]
+    return int(re.search(r"resumed from step (\d+)", why)[1])  # type: ignore[index]
+
+
+def test_a_run_saves_at_the_end_of_its_walltime_and_goes_on_in_another_job_to_the_same_weights(
     batch_system: Slurm, server: Server, tmp_path: Path
 ) -> None:
     options = {**OPTIONS, "log_directory": str(tmp_path), "local_directory": str(tmp_path)}
     server.do(server.pool.start("slurm", "batch", 1, options))
     until(lambda: len(server.agents()) == 1, "the first job runs", 60)
+    [first_job] = batch_system.running()
     world = server.world(1, link_lease_s=10.0)
     assert world.ok(SUM).results() == ["1"]
     world.ok(cell("accelerate"))
@@ -49,21 +80,49 @@ def test_a_run_saves_at_the_end_of_its_walltime_and_goes_on_in_the_next_job_to_t
 
     server.do(server.pool.scale("batch", 2))
     until(lambda: len(server.agents()) == 2, "the second job runs", 60)
+    [second_job] = batch_system.running() - {first_job}
+    # Slurm looks every half minute whose time is over: it would end both at once.
+    batch_system.ask("scontrol", "update", f"JobId={second_job}", "TimeLimit=10")
     first = next(agent for agent in server.agents() if not agent.free_slots)
-    waits = "print('at work', flush=True); signal.pause()"
-    code = cell("accelerate", 25).replace("os.kill(os.getpid(), signal.SIGKILL)", waits).replace("victim=1", "victim=0")
-    running = world.send(code, checkpoint_every=4, max_restarts=3).wait_for("at work")
+    running = world.send(waiting(25), checkpoint_every=4, max_restarts=3).wait_for("at work")
     began, folder = time.monotonic(), running.outcome.folder
-    until(lambda: "TIMEOUT" in batch_system.states().values(), "the walltime of the first job ends", 150)
-    until(lambda: not folder.read().is_active, "the run has ended", 120)
+    until_its_time_is_over(batch_system, first_job, folder)
+    until(lambda: not folder.read().is_active, "the run has ended", 60)
     record = folder.read()
     assert record.state == "finished", record.errors
     print(f"finished {time.monotonic() - began:.0f} s after it came to wait; {record.history}")
-    [why] = [entry["why"] for entry in record.history if "resumed from step" in entry.get("why", "")]
-    step = int(re.search(r"resumed from step (\d+)", why)[1])  # type: ignore[index]
-    assert step % 4, "the newest checkpoint was one of the regular ones: nothing was saved at the end of the walltime"
+    assert record.num_restarts == 0, "a walltime that ends uses up no restart"
+    assert resumed_step(record) % 4, "the newest checkpoint was a regular one: nothing was saved at the end"
     [leader] = [agent for agent in server.agents() if agent.worlds]
     assert leader.name != first.name
+    [result] = results(world.beside(AgentElsewhere(leader.address)))
+    assert same(wanted, result)
+    world.channel.close()
+    server.do(server.pool.stop("batch"))
+
+
+def test_a_run_whose_only_job_has_ended_goes_on_when_the_cluster_is_given_another_one(
+    batch_system: Slurm, server: Server, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "log_directory": str(tmp_path), "local_directory": str(tmp_path)}
+    server.do(server.pool.start("slurm", "alone", 1, options))
+    until(lambda: len(server.agents()) == 1, "the job runs", 60)
+    [job] = batch_system.running()
+    world = server.world(1, link_lease_s=10.0)
+    world.ok(cell("accelerate"))
+    [wanted] = results(world)
+    running = world.send(waiting(25), checkpoint_every=4, max_restarts=3).wait_for("at work")
+    folder = running.outcome.folder
+    until_its_time_is_over(batch_system, job, folder)
+    until(lambda: not server.agents(), "the agent has gone", 60)
+    assert folder.read().is_active
+    server.do(server.pool.scale("alone", 1))
+    until(lambda: not folder.read().is_active, "the run has ended", 60)
+    record = folder.read()
+    assert record.state == "finished", record.errors
+    assert record.num_restarts == 0, "a walltime that ends uses up no restart"
+    assert resumed_step(record) % 4, "the newest checkpoint was a regular one: nothing was saved at the end"
+    [leader] = [agent for agent in server.agents() if agent.worlds]
     [result] = results(world.beside(AgentElsewhere(leader.address)))
     assert same(wanted, result)
     world.channel.close()
