@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import defaultdict
 from typing import Any
 
 import pytest
 from distributed import SpecCluster
+from tornado.ioloop import IOLoop
 
 from jupyter_llmcloud.cluster import host
 from jupyter_llmcloud.cluster.host import ClusterHost
@@ -207,14 +207,21 @@ def test_a_cluster_that_is_scaled_does_not_go_on_between_bounds() -> None:
 def test_bounds_bring_another_worker_for_one_that_was_lost() -> None:
     """Dask removes the lost one from those that it has asked for, and goes on planning with it."""
 
-    class Cluster:
+    class Cluster(Scaled):
         plan, requested, observed = {"a", "b"}, {"a"}, {"a"}
 
-    adaptive = RankAdaptive.__new__(RankAdaptive)
-    adaptive.cluster, adaptive.close_counts = Cluster(), defaultdict(int)
-    assert asyncio.run(adaptive.recommendations(2)) == {"status": "up", "n": 2}
-    Cluster.requested = {"a", "b"}
-    assert asyncio.run(adaptive.recommendations(2)) == {"status": "same"}
+        def __init__(self) -> None:
+            self.loop = IOLoop.current()
+
+    async def recommended() -> list[dict[str, Any]]:
+        adaptive = RankAdaptive(Cluster(), client=None, interval="1 h")  # type: ignore[arg-type]
+        found = [await adaptive.recommendations(2)]
+        Cluster.requested = {"a", "b"}
+        found.append(await adaptive.recommendations(2))
+        adaptive.stop()
+        return found
+
+    assert asyncio.run(recommended()) == [{"status": "up", "n": 2}, {"status": "same"}]
 
 
 def test_what_a_worker_has_failed_with_is_said() -> None:
