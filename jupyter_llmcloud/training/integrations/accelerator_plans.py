@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, recursively_apply
+from accelerate.utils import DistributedType, DynamoBackend, recursively_apply
 from torch.distributed.tensor import DTensor, Replicate
 
 from jupyter_llmcloud.core.parallel.plan import APART
@@ -27,7 +27,7 @@ from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.base import Asynchronous, Strategy
 from jupyter_llmcloud.training.parallel.strategies.microbatches import PipelinedModel
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
-from jupyter_llmcloud.training.parallel.unwrap import chain
+from jupyter_llmcloud.training.parallel.unwrap import chain, uncompiled
 from jupyter_llmcloud.training.preflight.automatic import FORECAST
 
 
@@ -116,9 +116,14 @@ def _spread(strategy: Strategy, accelerator: Any, model: torch.nn.Module) -> tor
             f"--plan {strategy.plan.text}: in fp16 ranks leave out steps of their own, so that they could not meet. "
             "Choose --precision bf16 or no."
         )
-    before = dict(model.named_parameters(remove_duplicate=False))
+    whole = uncompiled(model)
+    before = dict(whole.named_parameters(remove_duplicate=False))
     step = FORECAST.fake_of(model)
-    spread = strategy.parallelize(model, accelerator)
+    spread = strategy.parallelize(whole, accelerator)
+    if spread is whole:
+        spread = model
+    elif strategy.rank == 0 and (whole is not model or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO):
+        print(f"--plan {strategy.plan.text}: the parts of a model are not compiled here.", file=sys.stderr)
     PREPARED.add(spread, before)
     # Loops that accumulate by hand write `with model.no_sync()`, which DistributedDataParallel has. Here nothing is put
     # off: what a plan exchanges in each backward gives the same gradients.
