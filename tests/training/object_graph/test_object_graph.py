@@ -613,3 +613,49 @@ def test_a_large_tensor_is_compared_while_it_is_written_and_saved_from_then_on(m
     state.note_changed([compare.address])
     assert "bytes" in take()["nodes"]["0 big<memory>"]
     assert state.later == []
+
+
+class Metric(torch.nn.Module):
+    """As those of torchmetrics: what it counts by is a wrapper round a method, which its state leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = torch.zeros(())
+        self.count = self._wrapped(self.count)  # type: ignore[method-assign]
+
+    def _wrapped(self, method: Callable[[float], None]) -> Callable[[float], None]:
+        @functools.wraps(method)
+        def counted(value: float) -> None:
+            self.num_calls = getattr(self, "num_calls", 0) + 1
+            method(value)
+
+        return counted
+
+    def count(self, value: float) -> None:
+        self.total = self.total + value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "count"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.count = self._wrapped(self.count)  # type: ignore[method-assign]
+
+
+def test_metrics_that_a_training_has_added_count_on() -> None:
+    def make() -> Names:
+        return {"base": Metric(), "each": []}
+
+    def train(names: Names) -> None:
+        names["base"].count(1.0)
+        for number in range(2):
+            names["each"].append(copy.deepcopy(names["base"]))
+            names["each"][-1].count(float(number))
+
+    again, undisturbed = resumed(make, train)
+    for names in again, undisturbed:
+        names["each"][0].count(5.0)
+        names["base"].count(7.0)
+        assert [float(metric.total) for metric in names["each"]] == [6.0, 2.0]
+        assert [metric.num_calls for metric in names["each"]] == [3, 2]
+        assert (float(names["base"].total), names["base"].num_calls) == (8.0, 2)

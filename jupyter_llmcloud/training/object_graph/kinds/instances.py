@@ -69,7 +69,10 @@ class Module(Kind):
         if wraps:
             plain = [*((name, own[name]) for name in _OF_WRAPPERS if name in own), *added_to(value)]
         else:
-            plain = [(n, item) for n, item in own.items() if not (_is_of_module(n) or _is_outdated_view(item))]
+            out = _left_out(value)
+            plain = [
+                (n, item) for n, item in own.items() if not (n in out or _is_of_module(n) or _is_outdated_view(item))
+            ]
             plain += [(n, item) for n, item in own.items() if _is_bound_by_cell(n, item)]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
@@ -79,13 +82,15 @@ class Module(Kind):
     def make(self, cls: Any, head: Any) -> Any:
         made = object.__new__(cls)
         torch.nn.Module.__init__(made)
+        made.__dict__[_IS_NEW] = True
         return made
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         training, names, *parts = head
         own, at = vars(value), len(names)
         if not name_of(type(value)).startswith(_WRAPPERS):
-            for name in [name for name in own if not _is_of_module(name) and name not in names]:
+            out = _left_out(value)
+            for name in [name for name in own if not (name in out or _is_of_module(name) or name in names)]:
                 del own[name]
         own.update(zip(names, children, strict=False))
         own["training"] = training
@@ -96,8 +101,27 @@ class Module(Kind):
             for name in [name for name in present if name not in wanted]:
                 del present[name]
             present.update(wanted)
+        if own.pop(_IS_NEW, False) and _has_own(type(value), "__setstate__"):
+            value.__setstate__(dict(own))  # makes what its class has left out
 
 
+def _left_out(module: torch.nn.Module) -> frozenset[str]:
+    """What its class leaves out of its state and makes again, as metrics do with what wraps their methods."""
+    if not _has_own(type(module), "__getstate__") or not _has_own(type(module), "__setstate__"):
+        return frozenset()
+    try:
+        state = module.__getstate__()
+    except Exception:  # of a class that cannot be pickled after all
+        return frozenset()
+    return frozenset(vars(module).keys() - state.keys()) if isinstance(state, dict) else frozenset()
+
+
+def _has_own(cls: type, name: str) -> bool:
+    """Whether a class has a method of its own in the place of what every module has."""
+    return getattr(cls, name, None) not in (getattr(torch.nn.Module, name, None), getattr(object, name, None))
+
+
+_IS_NEW = "__llmcloud_is_new"
 _PARTS = ("_parameters", "_buffers", "_modules")
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
 # Whether ranks have the buffers of the first one at the next forward, which depends on how the last one was made.
