@@ -64,7 +64,7 @@ class LocalSGD(Strategy):
         self.replicas: list[ModelReplica] = []
         self._num_made = 0
         self._unequal: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # loaders, and what is said
-        self._passes: list[str] = []  # what is said of those that are looped over at present
+        self._longer_passes: list[str] = []  # what is said of those that are looped over at present
 
     def note_unequal(self, loader: Any, words: str) -> None:
         self._unequal[loader] = words
@@ -74,11 +74,11 @@ class LocalSGD(Strategy):
         return self._unequal_pass(words, batches) if words else batches
 
     def _unequal_pass(self, words: str, batches: Iterator[Any]) -> Iterator[Any]:
-        self._passes.append(words)
+        self._longer_passes.append(words)
         try:
             yield from batches
         finally:
-            self._passes.remove(words)
+            self._longer_passes.remove(words)
 
     def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
         begin_alike(model, self.plan.text)
@@ -96,8 +96,8 @@ class LocalSGD(Strategy):
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         for replica in self.replicas:
             if replica.is_trained_by(optimizer):
-                if self._passes:  # ranks with other numbers of steps would meet in different ones
-                    raise UsageError(self._passes[0])
+                if self._longer_passes:  # ranks with other numbers of steps would meet in different ones
+                    raise UsageError(self._longer_passes[0])
                 replica.num_steps += 1
                 replica.num_left += 1
                 self.stepped(replica)
