@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import json
 import signal
 import sys
@@ -45,6 +46,8 @@ from jupyter_llmcloud.system import unix_sockets
 
 WATCH_S = 1.0
 ASK_AGAIN_S = 1.0
+POLL_S = 0.05
+SCALE_S = 60.0
 
 
 class ClusterHost:
@@ -56,6 +59,8 @@ class ClusterHost:
         self.cluster: Any = None
         self.client: Client | None = None
         self._finished = asyncio.Event()
+        self._growing: asyncio.Task[None] | None = None  # to the size that was asked for last
+        self._adaptive: Any = None  # what changes the size by itself
 
     async def serve(self) -> None:
         """Until stopped or without an owner for the lease."""
@@ -133,19 +138,24 @@ class ClusterHost:
         return any(row is True for row in busy.values())
 
     async def _until_workers(self, number: int) -> None:
-        """Until so many workers have an agent.
+        """Until so many workers have an agent, however long a batch system takes.
 
-        A worker that was lost, with its job say, Dask counts for some seconds more, and starts another one in its
-        place only when it is asked after that.
+        A worker that was lost, with its job say, Dask counts for two minutes more (lost-worker-timeout), and starts
+        another one in its place only when it is asked after that.
         """
         assert self.client is not None
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while sum(row is not None for row in (await agents_there(self.client)).values()) < number:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_S)
             if loop.time() - asked > ASK_AGAIN_S:
-                self.cluster.scale(number)
+                await self._ask_dask(number)
                 asked = loop.time()
+
+    async def _ask_dask(self, number: int) -> None:
+        """Some clusters of Dask do as they are asked at once, others when they are awaited."""
+        if inspect.isawaitable(asking := self.cluster.scale(number)):
+            await asking
 
     # --- control ---
 
@@ -171,13 +181,23 @@ class ClusterHost:
         return ClusterDescription(record=asdict(self.record))
 
     async def _change_size(self, asked: ScaleCluster) -> ClusterDescription:
+        if self._growing is not None:
+            self._growing.cancel()
         if asked.maximum:
-            assert self.client is not None
-            kind = functools.partial(RankAdaptive, client=self.client)
-            self.cluster.adapt(Adaptive=kind, minimum=asked.minimum, maximum=asked.maximum)
+            self._adapt(asked.minimum, asked.maximum)
         else:
             await self._scale(asked.workers)
         return self._describe()
+
+    def _adapt(self, minimum: int, maximum: int) -> None:
+        """Raises UsageError for a cluster whose workers somebody else would end."""
+        if not {"Adaptive", "kwargs"} & inspect.signature(self.cluster.adapt).parameters.keys():
+            raise UsageError(
+                f"%cluster adapt: a cluster of kind {self.record.kind!r} ends workers itself when Dask gives them no "
+                "tasks, and to Dask a worker whose ranks train is idle. %cluster scale N sets how many there are."
+            )
+        kind = functools.partial(RankAdaptive, client=self.client)
+        self._adaptive = self.cluster.adapt(Adaptive=kind, minimum=minimum, maximum=maximum)
 
     def _adopt(self, asked: AdoptCluster) -> ClusterDescription:
         self.record.owner_pid, self.record.owner_started = asked.owner_pid, asked.owner_started
@@ -189,12 +209,18 @@ class ClusterHost:
         return self._describe()
 
     async def _scale(self, workers: int) -> None:
+        """Ask for so many workers and wait for them, for a minute: what a batch system has no place for comes later."""
         assert self.client is not None
         before = {worker: row["address"] for worker, row in (await agents_there(self.client)).items() if row}
-        self.cluster.scale(workers)
+        if self._adaptive is not None:  # which would go on between its bounds
+            self._adaptive.stop()
+            self._adaptive = None
+        await self._ask_dask(workers)
         await self.cluster
-        if workers:
-            await asyncio.wait_for(self._until_workers(workers), 120)
+        self._growing = asyncio.create_task(self._until_workers(workers))
+        await asyncio.wait([self._growing], timeout=SCALE_S)
+        if self._growing.done():
+            self._growing.result()
         after = await agents_there(self.client) if workers else {}
         staying = {row["address"] if row else before.get(worker) for worker, row in after.items()}
         for address in set(before.values()) - staying:

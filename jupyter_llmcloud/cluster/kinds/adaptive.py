@@ -50,6 +50,13 @@ class RankAdaptive(Adaptive):
         for_tasks = int(await super().target())
         return max(for_tasks, workers_wanted((await self._loads()).values()))
 
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        """As Dask's, and another worker for one that was lost: of those only that they were asked for is counted."""
+        found: dict[str, Any] = await super().recommendations(target)
+        if found["status"] == "same" and len(self.requested) < min(target, len(self.plan)):
+            return {"status": "up", "n": target}
+        return found
+
     async def workers_to_close(self, target: int) -> list[Any]:
         """Only workers that neither Dask nor an agent has work for."""
         loads = await self._loads()

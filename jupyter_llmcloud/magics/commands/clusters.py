@@ -137,7 +137,13 @@ class ClusterMagics(Magics):
         return table()
 
     def _scale(self, given: Any) -> Table:
-        scale(read_argument(VERBS["scale"], given.arguments[0], integer(0)), given.name)
+        workers = read_argument(VERBS["scale"], given.arguments[0], integer(0))
+        there = scale(workers, given.name)["num_workers"]
+        if there < workers:
+            print(
+                f"{there} of {workers} workers are there so far. The others are asked for: they come when the batch "
+                "system has a place for them, and in the place of lost ones when Dask has given those up (2 minutes)."
+            )
         return table()
 
     def _adapt(self, given: Any) -> Table:
