@@ -8,6 +8,7 @@ original: name, documentation, module and signature, since libraries build calls
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -62,9 +63,8 @@ class Patch:
         modules = {target.partition(":")[0] for target in self.targets}
         self._is_checked = modules <= sys.modules.keys() and self.problem() is None
         if self._is_checked:
-            for target in self.targets:
-                original = _get(target)
-                if inspect.isfunction(original):
+            for original in filter(inspect.isfunction, map(_get, self.targets)):
+                with contextlib.suppress(TypeError, ValueError):  # what it wraps may have none
                     _signatures[original] = inspect.signature(original)
 
     def problem(self) -> str | None:

@@ -213,3 +213,32 @@ def test_no_module_of_ours_replaces_anything_but_by_a_patch() -> None:
         if what not in STATE
     }
     assert found == set()
+
+
+def test_what_wraps_a_builtin_without_a_signature_is_replaced_in_a_fork_as_elsewhere(library: Any) -> None:
+    """As `warnings.warn` of Python 3.12 is, which others wrap."""
+
+    class Odd:
+        def __call__(self) -> None: ...
+
+        @property
+        def __signature__(self) -> Any:
+            raise ValueError("builtin has invalid signature")
+
+    library.train.__wrapped__ = Odd()
+    talking = Patch("Talking", "there is no hook", "Training works.", "version 1", {"somebodys_library:train": None})
+    talking.check_once()
+    assert talking.apply({"somebodys_library:train": loudly})
+    assert library.train("gpt") == "gpt for 3!"
+    talking.undo()
+
+
+def test_a_fork_takes_signatures_from_the_process_that_checked(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = patch("model")
+    watching.check_once()
+    wanted = inspect.signature(library.train)
+    with monkeypatch.context() as patched:
+        patched.setattr(inspect, "signature", lambda _: pytest.fail("read again"))
+        watching.apply({"somebodys_library:train": loudly})
+    assert library.train.__signature__ == wanted
+    watching.undo()

@@ -61,7 +61,7 @@ def group() -> Any:
 
 def test_a_batch_goes_back_through_a_pipeline_once_and_who_asks_again_is_told(group: Any) -> None:
     # Twice would change nothing the second time, without a word: what was kept of the batch has gone.
-    run = Passage(Stage(), [((), {})], {})
+    run = Passage(Stage(), [((), {})], {}, [])
     weight = torch.ones(2, requires_grad=True)
     run._outputs, run._inputs = [(weight * 3).sum()], [None]
     run.backward(torch.tensor(1.0))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.group.shared_draws import drawing_apart
@@ -68,17 +69,57 @@ class PipelinedModel(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Every rank calls it with the same batch; returns what the whole model would."""
-        run = Passage(self._stage, _split(args, kwargs, self._num_microbatches), kwargs)
+        """Every rank calls it with the same batch; returns what the whole model would.
+
+        Gradients go on to what was given to it, on every rank.
+        """
+        given = _Given()
+        args, kwargs = given.taken_apart(args, kwargs)
+        run = Passage(self._stage, _split(args, kwargs, self._num_microbatches), kwargs, given.leaves)
         with drawing_apart(dist.get_rank(), _device()) if self.training else contextlib.nullcontext():
             run.forward()
         grows = torch.is_grad_enabled()
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         loss, result, kind = run.shared_outputs(device, with_result=not grows)
         if loss is None:
-            result = _Backward.apply(_leaf(device), result, run) if grows else result
+            result = _Backward.apply(_leaf(device), result, run, *given.tensors) if grows else result
             return _named(None, result, kind)
-        return _named(_Backward.apply(_leaf(device), loss, run) if grows else loss, result, kind)
+        return _named(_Backward.apply(_leaf(device), loss, run, *given.tensors) if grows else loss, result, kind)
+
+
+class _Given:
+    """What a model is called with and gradients go back to: what another model has made, or a tensor that is trained.
+
+    Attributes:
+        tensors: as the loop has them.
+        leaves: what the stages compute with in their place.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self.leaves: list[torch.Tensor] = []
+
+    def taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same, with leaves. Raises UsageError for what lies deeper than an argument."""
+        if not torch.is_grad_enabled():
+            return args, kwargs
+        return tuple(map(self._leaf_of, args)), {name: self._leaf_of(value) for name, value in kwargs.items()}
+
+    def _leaf_of(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            self.tensors.append(value)
+            self.leaves.append(value.detach().requires_grad_())
+            return self.leaves[-1]
+        if isinstance(value, list | tuple | dict) and any(_is_trained(part) for part in tree_leaves(value)):
+            raise UsageError(
+                f"--plan pipeline: model(...) was given a {type(value).__name__} with a tensor that gradients go back "
+                "to. Give each such tensor as an argument of its own, or detach() it."
+            )
+        return value
+
+
+def _is_trained(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _leaf(device: torch.device) -> torch.Tensor:
@@ -95,22 +136,33 @@ def _named(loss: Any, result: Any, kind: str) -> Any:
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, leaf: torch.Tensor, value: torch.Tensor, run: Passage) -> torch.Tensor:
+    def forward(ctx: Any, leaf: torch.Tensor, value: torch.Tensor, run: Passage, *given: torch.Tensor) -> torch.Tensor:
         ctx.run = run
         return value.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        ctx.run.backward(gradient)
-        return torch.zeros((), device=gradient.device), None, None
+        of_given = ctx.run.backward(gradient)
+        return torch.zeros((), device=gradient.device), None, None, *of_given
 
 
 class Passage:
-    """One batch on its way through the stages."""
+    """One batch on its way through the stages.
+
+    Args:
+        parts: its microbatches, as arguments of the model.
+        whole: the keywords of the batch.
+        leaves: those of its tensors that gradients are wanted of.
+    """
 
     def __init__(
-        self, stage: Stage, parts: list[tuple[tuple[Any, ...], dict[str, Any]]], whole: dict[str, Any]
+        self,
+        stage: Stage,
+        parts: list[tuple[tuple[Any, ...], dict[str, Any]]],
+        whole: dict[str, Any],
+        leaves: list[torch.Tensor],
     ) -> None:
+        self._leaves = leaves
         self._stage = stage
         self._parts = parts
         self._whole = whole
@@ -157,8 +209,11 @@ class Passage:
             result = _broadcast(own, self._last_rank, device)
         return loss, result, kind
 
-    def backward(self, gradient: torch.Tensor) -> None:
-        """The gradients of all microbatches, the last one first; `gradient`: of the loss, or of the result."""
+    def backward(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """The gradients of all microbatches, the last one first; `gradient`: of the loss, or of the result.
+
+        Returns those of the leaves, which any stage may have used.
+        """
         if not self._outputs:
             raise UsageError(
                 "--plan pipeline: backward was called twice for what one model(...) has given, which goes back through "
@@ -176,6 +231,10 @@ class Passage:
                 sent = hidden.grad if hidden.grad is not None else torch.zeros_like(hidden)
                 _send(sent, self._rank - 1)
         self._outputs, self._inputs, self._made = [], [], []
+        wanted_of = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
+        for found in wanted_of:
+            dist.all_reduce(found)
+        return wanted_of
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
