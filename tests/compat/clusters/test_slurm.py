@@ -35,6 +35,8 @@ def batch_system() -> Iterator[Slurm]:
         slurm(Path(folder)) as running,
     ):
         patch.setenv("SLURM_CONF", str(running.folder / "slurm.conf"))
+        # What is forked of another process belongs to that one's control group, and ends with another job.
+        patch.delenv("LLMCLOUD_TEST_PRELOADED", raising=False)
         yield running
 
 
