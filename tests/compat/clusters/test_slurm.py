@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_llmcloud.errors import ConnectionLost
+from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from tests.agent.world.test_world_two_hosts import SUM
 from tests.support.clusters import Server
@@ -67,7 +67,7 @@ def has_no_agents(server: Server) -> bool:
     """Whoever asks in the moment in which the only one goes is told so."""
     try:
         return not server.agents()
-    except ConnectionLost:
+    except LLMCloudError:
         return False
 
 
