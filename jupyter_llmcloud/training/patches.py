@@ -345,12 +345,31 @@ PLANS = Patch(
         "accelerate.state:PartialState.wait_for_everyone": (),
         "accelerate.state:PartialState.split_between_processes": ("inputs", "apply_padding"),
         "accelerate.local_sgd:LocalSGD.__init__": ("accelerator", "model", "local_sgd_steps", "enabled"),
-        "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
-        "torch.nn.utils.clip_grad:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
         "accelerate.accelerator:gather_object": ("object",),
         "accelerate.accelerator:prepare_data_loader": ("dataloader", "device", "num_processes", "process_index"),
         "accelerate.scheduler:AcceleratedScheduler.step": (),
         "accelerate.data_loader:DataLoaderShard.__iter__": (),
+    },
+)
+
+CUT_TENSORS = Patch(
+    feature="Clipping, numbers and second gradients of models that a plan has cut",
+    why="torch clips tensors alike only, gives this rank's part of a sum over ranks as a number, and leaves out of "
+    "gradients of gradients what the other ranks add. It has no hook for any of these.",
+    without="Clip by accelerator.clip_grad_norm_(); call full_tensor() before item(); take second gradients under "
+    "--plan ddp.",
+    checked=_TORCH,
+    targets={
+        "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
+        "torch.nn.utils.clip_grad:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
+        "torch.nn.utils:clip_grad_value_": ("parameters", "clip_value", "foreach"),
+        "torch.nn.utils.clip_grad:clip_grad_value_": ("parameters", "clip_value", "foreach"),
+        "torch.autograd:_engine_run_backward": ("t_outputs",),
+        "torch.distributed.tensor:DTensor.item": None,
+        "torch.distributed.tensor:DTensor.tolist": None,
+        "torch.distributed.tensor:DTensor.__float__": None,
+        "torch.distributed.tensor:DTensor.__int__": None,
+        "torch.distributed.tensor:DTensor.__bool__": None,
     },
 )
 
@@ -517,7 +536,7 @@ CATALOGUE = (
     *(ACCELERATOR, UNEVEN_INPUTS, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
     *(LAUNCHERS, GROUPS, OWN_STORES, GROUP_NUMBERS, DDP_WRAPPERS),
-    *(PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
+    *(PLANS, CUT_TENSORS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(BLOCKED_TIME, LOSSES, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES, AT_EXIT),
 )

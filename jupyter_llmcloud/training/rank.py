@@ -64,6 +64,7 @@ from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import (
     accelerator_plans,
+    cut_tensors,
     launchers,
     lightning,
     metrics,
@@ -166,6 +167,7 @@ class Rank:
         self.checkpoints.install()
         metrics.attach(self.run)
         accelerator_plans.install()
+        cut_tensors.install()
         trainer_plans.install()
         launchers.adopt(self.run)
         lightning.adopt(self.run)

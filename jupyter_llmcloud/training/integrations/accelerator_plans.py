@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 from collections import OrderedDict
@@ -14,8 +13,8 @@ import torch
 import torch.distributed as dist
 from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, recursively_apply
-from torch.distributed.tensor import DTensor, Replicate
+from accelerate.utils import DistributedType, DynamoBackend, recursively_apply
+from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud.core.parallel.plan import APART
 from jupyter_llmcloud.errors import UsageError
@@ -27,7 +26,7 @@ from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.base import Asynchronous, Strategy
 from jupyter_llmcloud.training.parallel.strategies.microbatches import PipelinedModel
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
-from jupyter_llmcloud.training.parallel.unwrap import chain
+from jupyter_llmcloud.training.parallel.unwrap import chain, uncompiled
 from jupyter_llmcloud.training.preflight.automatic import FORECAST
 
 
@@ -49,8 +48,6 @@ def install() -> None:
             "accelerate.state:PartialState.wait_for_everyone": _make_wait_for_everyone,
             "accelerate.state:PartialState.split_between_processes": _make_split_between_processes,
             "accelerate.local_sgd:LocalSGD.__init__": _make_local_sgd,
-            "torch.nn.utils:clip_grad_norm_": _make_clip_grad_norm,
-            "torch.nn.utils.clip_grad:clip_grad_norm_": _make_clip_grad_norm,
             "accelerate.accelerator:gather_object": _make_gather_object,
             "accelerate.accelerator:prepare_data_loader": _make_prepare_data_loader,
             "accelerate.scheduler:AcceleratedScheduler.step": _make_scheduler_step,
@@ -116,9 +113,14 @@ def _spread(strategy: Strategy, accelerator: Any, model: torch.nn.Module) -> tor
             f"--plan {strategy.plan.text}: in fp16 ranks leave out steps of their own, so that they could not meet. "
             "Choose --precision bf16 or no."
         )
-    before = dict(model.named_parameters(remove_duplicate=False))
+    whole = uncompiled(model)
+    before = dict(whole.named_parameters(remove_duplicate=False))
     step = FORECAST.fake_of(model)
-    spread = strategy.parallelize(model, accelerator)
+    spread = strategy.parallelize(whole, accelerator)
+    if spread is whole:
+        spread = model
+    elif strategy.rank == 0 and (whole is not model or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO):
+        print(f"--plan {strategy.plan.text}: the parts of a model are not compiled here.", file=sys.stderr)
     PREPARED.add(spread, before)
     # Loops that accumulate by hand write `with model.no_sync()`, which DistributedDataParallel has. Here nothing is put
     # off: what a plan exchanges in each backward gives the same gradients.
@@ -236,61 +238,6 @@ def _make_whole_state(name: str) -> Any:
     return make
 
 
-def _make_clip_grad_norm(original: Any) -> Any:
-    def clip_grad_norm_(
-        parameters: Any,
-        max_norm: float,
-        norm_type: float = 2.0,
-        error_if_nonfinite: bool = False,
-        foreach: bool | None = None,
-    ) -> Any:
-        strategy = _strategy()
-        total_norm = getattr(strategy, "total_norm", None)
-        tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        if total_norm is None:
-            is_cut = strategy is not None and strategy.cuts_tensors
-            clip = functools.partial(_clip_cut, original) if is_cut else original
-            return clip(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
-        norm = total_norm(
-            torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None], norm_type), norm_type
-        )
-        if error_if_nonfinite and not torch.isfinite(norm):
-            raise RuntimeError(f"the total norm of order {norm_type} of the gradients of all stages is non-finite.")
-        torch.nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
-        return norm
-
-    return clip_grad_norm_
-
-
-def _clip_cut(original: Any, tensors: list[torch.Tensor], max_norm: float, norm_type: float, *options: Any) -> Any:
-    """Clip gradients some of which are cut over ranks, and return the norm of the whole.
-
-    torch returns one that is not summed up over the ranks yet, of which item() is what this rank has of it.
-    """
-    by_mesh: dict[Any, list[torch.Tensor]] = {}
-    for tensor in tensors:
-        if tensor.grad is not None:
-            by_mesh.setdefault(getattr(tensor.grad, "device_mesh", None), []).append(tensor)
-    if len(by_mesh) < 2:
-        return _whole(original(tensors, max_norm, norm_type, *options))
-    norms = [
-        _whole(torch.nn.utils.get_total_norm([tensor.grad for tensor in group if tensor.grad is not None], norm_type))
-        for group in by_mesh.values()
-    ]
-    norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
-    if options[0] and not torch.isfinite(norm):
-        raise RuntimeError(f"the total norm of order {norm_type} of the gradients is non-finite.")
-    for mesh, group in by_mesh.items():
-        alike = norm if mesh is None else DTensor.from_local(norm, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        torch.nn.utils.clip_grads_with_norm_(group, max_norm, alike)
-    return norm
-
-
-def _whole(norm: Any) -> torch.Tensor:
-    found: torch.Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return found
-
-
 def _make_local_sgd(original: Any) -> Any:
     def __init__(self: Any, accelerator: Any, model: Any, local_sgd_steps: int, enabled: bool = True) -> None:
         strategy = _strategy()
@@ -324,23 +271,25 @@ def _make_prepare_data_loader(original: Any) -> Any:
             kwargs["process_index"], kwargs["num_processes"] = strategy.data_rank
             kwargs["dispatch_batches"] = False  # which would cut a batch for all ranks
         prepared = original(dataloader, *args, **BALANCE.options_of(dataloader, kwargs))
-        if strategy is not None and strategy.cuts_tensors:
-            _refuse_uneven(prepared, strategy)
+        if strategy is not None and (words := _unequal_batches(prepared, strategy)):
+            if strategy.cuts_tensors:  # every forward pass brings all ranks together
+                raise UsageError(words)
+            strategy.note_unequal(prepared, words)
         BALANCE.adopt(prepared)
         return prepared
 
     return prepare_data_loader
 
 
-def _refuse_uneven(loader: Any, strategy: Strategy) -> None:
-    """Every forward pass of a model that is cut brings all ranks together: they must have as many batches."""
+def _unequal_batches(loader: Any, strategy: Strategy) -> str:
+    """What is to be said of a loader that has more batches for some ranks; "" of others."""
     sampler = getattr(getattr(loader, "base_dataloader", None), "batch_sampler", None)
     number = strategy.data_rank[1]
     if not isinstance(sampler, BatchSamplerShard) or sampler.even_batches or sampler.split_batches or sampler.drop_last:
-        return
+        return ""
     if not hasattr(sampler.batch_sampler, "__len__") or not (left := sampler.total_length % number):
-        return
-    raise UsageError(
+        return ""
+    return (
         f"--plan {strategy.plan.text}: a pass over a loader of {sampler.total_length} batches with even_batches=False "
         f"is one batch longer for {left} of {number} ranks, which would wait for the others for ever. Leave "
         "even_batches=False out (gather_for_metrics() drops what is filled up), or say drop_last=True."
@@ -350,7 +299,9 @@ def _refuse_uneven(loader: Any, strategy: Strategy) -> None:
 def _make_pass(original: Any) -> Any:
     def __iter__(self: Any) -> Iterator[Any]:
         strategy, own = _strategy(), original(self)
-        return strategy.shared_pass(self, own) if isinstance(strategy, Asynchronous) else own
+        if isinstance(strategy, Asynchronous):
+            return strategy.shared_pass(self, own)
+        return strategy.pass_over(self, own) if strategy is not None else own
 
     return __iter__
 

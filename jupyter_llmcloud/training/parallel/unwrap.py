@@ -44,6 +44,13 @@ def chain(value: Any) -> Iterator[Any]:
         value = inside
 
 
+def uncompiled(model: torch.nn.Module) -> torch.nn.Module:
+    """What `torch.compile` wraps; any other model as it is."""
+    while isinstance(model, OptimizedModule):
+        model = model._orig_mod
+    return model
+
+
 def inner(value: Any) -> Any:
     """What a wrapper wraps, one layer of it; anything else as it is."""
     attribute = _attribute(value) if isinstance(value, torch.nn.Module) else ""

@@ -62,6 +62,13 @@ class Strategy:
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped."""
 
+    def note_unequal(self, loader: Any, words: str) -> None:
+        """A loader has more batches for some ranks than for others; `words` say what comes of that."""
+
+    def pass_over(self, loader: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        """What a loop over a loader gets."""
+        return batches
+
     def about_to_save(self, model: torch.nn.Module) -> str:
         """What is to be said of a model that the cell itself is about to save; "" for nothing."""
         return ""

@@ -94,8 +94,9 @@ class FragmentedReplica(ModelReplica):
 
     def __init__(self, model: torch.nn.Module, num_fragments: int) -> None:
         super().__init__(model)
-        parts = fragments_of([parameter.numel() for parameter in self.parameters], num_fragments)
-        self.fragments = [Fragment([self.parameters[at] for at in part]) for part in parts]
+        parameters = self.parameters
+        parts = fragments_of([parameter.numel() for parameter in parameters], num_fragments)
+        self.fragments = [Fragment([parameters[at] for at in part]) for part in parts]
 
 
 class DiLoCo(LocalSGD):

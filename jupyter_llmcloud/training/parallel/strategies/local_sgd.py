@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
 from jupyter_llmcloud.training.parallel.strategies.base import Copy, Models, Strategy, trained
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
@@ -18,7 +19,6 @@ class ModelReplica:
     """A model of which every rank trains its own copy.
 
     Attributes:
-        parameters: those that are trained.
         num_steps: of its optimizer, since it was prepared or the group was renewed.
         serial: the same on all ranks that hold it.
         is_told: whether the cell was told that what it saves is this replica alone.
@@ -29,7 +29,6 @@ class ModelReplica:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = weakref.ref(model)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.num_steps = 0
         self.num_left = 0  # steps since the last exchange
 
@@ -37,6 +36,12 @@ class ModelReplica:
     def model(self) -> torch.nn.Module | None:
         """None when the cell has let go of it."""
         return self._model()
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those that are trained now: a cell may thaw some later."""
+        model = self.model
+        return [one for one in model.parameters() if one.requires_grad] if model is not None else []
 
     def is_trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer has its parameters."""
@@ -58,6 +63,22 @@ class LocalSGD(Strategy):
         super().__init__(*args)
         self.replicas: list[ModelReplica] = []
         self._num_made = 0
+        self._unequal: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # loaders, and what is said
+        self._passes: list[str] = []  # what is said of those that are looped over at present
+
+    def note_unequal(self, loader: Any, words: str) -> None:
+        self._unequal[loader] = words
+
+    def pass_over(self, loader: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        words = self._unequal.get(loader, "")
+        return self._unequal_pass(words, batches) if words else batches
+
+    def _unequal_pass(self, words: str, batches: Iterator[Any]) -> Iterator[Any]:
+        self._passes.append(words)
+        try:
+            yield from batches
+        finally:
+            self._passes.remove(words)
 
     def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
         begin_alike(model, self.plan.text)
@@ -75,6 +96,8 @@ class LocalSGD(Strategy):
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         for replica in self.replicas:
             if replica.is_trained_by(optimizer):
+                if self._passes:  # ranks with other numbers of steps would meet in different ones
+                    raise UsageError(self._passes[0])
                 replica.num_steps += 1
                 replica.num_left += 1
                 self.stepped(replica)

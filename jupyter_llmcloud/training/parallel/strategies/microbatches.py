@@ -68,6 +68,7 @@ class PipelinedModel(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
 
+    @torch.compiler.disable  # which knows no group of processes, and would find one in it
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every rank calls it with the same batch; returns what the whole model would.
 

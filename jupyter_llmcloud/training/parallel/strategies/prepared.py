@@ -20,11 +20,18 @@ class PreparedModels:
         self._successors = _ByIdentity()
 
     def add(self, model: torch.nn.Module, before: dict[str, torch.nn.Parameter]) -> None:
-        """A model was spread; `before`: its parameters by name. A name that is gone is on another rank now."""
+        """A model was spread; `before`: those of the plain one by name. A name that is gone is on another rank now.
+
+        Raises RuntimeError when all are gone: its optimizer would train nothing.
+        """
         self._models = [ref for ref in self._models if ref() is not None]
         self._models.append(weakref.ref(model))
         now = dict(unwrapped(model).named_parameters(remove_duplicate=False))
         plain = {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in now.items()}
+        if before and not before.keys() & plain.keys():
+            raise RuntimeError(
+                f"no parameter of {type(model).__name__} has its name any more: {', '.join(plain)[:200]}"
+            )
         for name, old in before.items():
             new = plain.get(name)
             if new is not old:
