@@ -8,7 +8,7 @@ from typing import Any
 
 import dask
 
-from jupyter_llmcloud.cluster.kinds.slurm import with_notice
+from jupyter_llmcloud.cluster.kinds.slurm import with_prologue
 from jupyter_llmcloud.cluster.low_overhead import SYNC_S
 from jupyter_llmcloud.core.options import did_you_mean
 from jupyter_llmcloud.errors import UsageError
@@ -65,7 +65,7 @@ def make_cluster(kind: str, workers: int | None, options: dict[str, Any], securi
                 """hosts='["head", "node1", "node2"]'."""
             )
         if path == KINDS["slurm"]:
-            options = with_notice(options)
+            options = with_prologue(options)
         if workers is not None:
             options.setdefault("n_workers", workers)
     try:

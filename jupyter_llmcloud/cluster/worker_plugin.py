@@ -39,6 +39,7 @@ DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 2.0
 REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 100, 0.05
+AWAY_S = 60.0  # batch systems kill what is left of a job half a minute after they have told it to end, as a rule
 DESCRIBE = "llmcloud_describe"  # an operation of a worker
 PLUGIN_NAME = "llmcloud-agent"
 
@@ -63,6 +64,8 @@ class AgentPlugin(WorkerPlugin):
         self._bridges: Bridges | None = None
         self._holding = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        self._ended: AgentConnection | None = None  # of whose end is known what it was
+        self._away_until = 0.0  # seconds of the loop's clock
 
     async def setup(self, worker: Worker) -> None:
         """Called by Dask when the worker starts."""
@@ -85,8 +88,13 @@ class AgentPlugin(WorkerPlugin):
         return has_none or self._holding.locked() or living_agent(self._folder) is None
 
     async def hold(self, worker: Worker) -> dict[str, Any]:
-        """See to it that there is an agent and that it has a worker; returns what it said of itself."""
+        """See to it that there is an agent and that it has a worker; returns what it said of itself.
+
+        Raises ConnectionLost where it was told to end, and its worker ends soon as well.
+        """
         async with self._holding:
+            if self._has_left():
+                raise ConnectionLost(f"the node agent of worker {worker.name} was told to end: its host is taken away.")
             if self._connection is None or self._connection.gone.is_set() or living_agent(self._folder) is None:
                 known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
                 self.info = {**known, "worker": worker.address}
@@ -97,9 +105,25 @@ class AgentPlugin(WorkerPlugin):
                 self._watching = asyncio.create_task(self._watch(worker, connection))
         return self.info
 
+    def _has_left(self) -> bool:
+        """Whether the agent was told to end, a short while ago: only who ends by itself removes that file."""
+        now, connection = asyncio.get_running_loop().time(), self._connection
+        is_listed = (self._folder / "agent.json").exists()
+        if connection is not None and connection is not self._ended and (connection.gone.is_set() or not is_listed):
+            self._ended = connection
+            if not is_listed:
+                self._away_until = now + AWAY_S
+        return now < self._away_until
+
     async def _watch(self, worker: Worker, connection: AgentConnection) -> None:
-        """Replace an agent that is killed as soon as it is: it may have led runs, which the new one goes on with."""
+        """Replace an agent that is killed as soon as it is: it may have led runs, which the new one goes on with.
+
+        One that was told to end is not: with a batch system's job, say. Another one would claim its runs here, and be
+        killed with the job in the next moment. But where the worker stays, it has an agent again.
+        """
         await connection.gone.wait()
+        if self._has_left():
+            await asyncio.sleep(AWAY_S)
         self._watching = None
         for _ in range(REPLACE_ATTEMPTS):
             try:
@@ -274,7 +298,7 @@ async def agents_there(client: Client) -> dict[str, dict[str, Any] | None]:
     """
     rows: dict[str, dict[str, Any] | None] = {}
     for worker, row in (await ask_agents(client)).items():
-        if isinstance(row, Exception) and not isinstance(row, OSError):
+        if isinstance(row, Exception) and not isinstance(row, OSError | ConnectionLost):
             raise row
         rows[worker] = row if isinstance(row, dict) else None
     return rows

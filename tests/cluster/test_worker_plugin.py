@@ -1,15 +1,20 @@
-"""Which other agent a worker names to lead in its own agent's place, by values."""
+"""Which other agent a worker names to lead in its own agent's place, and when it replaces that one, by values."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 
+from jupyter_llmcloud.cluster import worker_plugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, AgentPlugin, register
-from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.errors import ConnectionLost, WorldError
+from jupyter_llmcloud.system.atomic_files import read_json
 
 
 def agent(name: str, **about: Any) -> dict[str, Any]:
@@ -37,6 +42,65 @@ def test_who_will_be_taken_away_does_not_stand_by_and_another_host_does_first(
     plugin.info = agent("w0")
     rows = {row["name"]: row for row in [agent("w0"), *others]}
     assert asyncio.run(plugin._another(rows)).address == chosen
+
+
+@pytest.mark.parametrize(("by", "ends_at_once"), [("SIGTERM", True), ("SIGKILL", False)])
+def test_an_agent_that_was_told_to_end_is_not_replaced_as_long_as_its_worker_may_be_about_to_end(
+    by: str, ends_at_once: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The one in its place would claim its runs, and be killed with its job in the next moment."""
+    monkeypatch.setattr(worker_plugin, "AWAY_S", 0.3)
+    monkeypatch.setattr(worker_plugin, "ensure_agent", ensure := _Agents(tmp_path))
+    monkeypatch.setattr(worker_plugin, "AgentConnection", _Connection)
+    monkeypatch.setattr(worker_plugin, "living_agent", lambda folder: read_json(folder / "agent.json"))
+    worker = cast(Worker, SimpleNamespace(name="w", address="tcp://127.0.0.1:1"))
+
+    async def story() -> None:
+        plugin = AgentPlugin("cluster")
+        plugin._folder = tmp_path
+        await plugin.hold(worker)
+        connection = cast(Any, plugin._connection)
+        if by == "SIGTERM":
+            (tmp_path / "agent.json").unlink()
+        connection.gone.set()
+        if ends_at_once:
+            with pytest.raises(ConnectionLost, match="told to end"):
+                await plugin.hold(worker)
+        assert ensure.num_started == 1
+        async with asyncio.timeout(5):
+            while ensure.num_started < 2:
+                await asyncio.sleep(0.01)
+        await plugin._let_go()
+
+    asyncio.run(story())
+
+
+class _Agents:
+    """Starts agents that are not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.num_started = 0
+        self._folder = folder
+
+    async def __call__(self, *_: Any) -> dict[str, Any]:
+        self.num_started += 1
+        (self._folder / "agent.json").write_text(json.dumps({"address": "here"}))
+        return {"address": "here"}
+
+
+class _Connection:
+    """To one of them."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    @classmethod
+    async def open(cls, *_: Any, **__: Any) -> _Connection:
+        return cls()
+
+    async def request(self, *_: Any) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class _RefusingClient:

@@ -33,7 +33,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{tracking}
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -42,11 +42,16 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
+FirstJobId={controller_port}
 KillWait=30
 SchedulerParameters=sched_interval=2,bf_interval=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+
+# As most sites have it: what a job has started is a control group, all of which is killed when its script ends.
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUP_CONFIGURATION = f"CgroupAutomount=no\nCgroupPlugin=cgroup/v1\nCgroupMountpoint={CONTROL_GROUPS}\n"
 
 
 @dataclass
@@ -106,12 +111,14 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     munge.chmod(0o700)
     (munge / "key").write_bytes(os.urandom(1024))
     (munge / "key").chmod(0o400)
+    has_groups = os.access(CONTROL_GROUPS / "freezer", os.W_OK)
     values = {
+        "tracking": "cgroup" if has_groups else "linuxproc",
         "host": socket.gethostname().split(".")[0], "folder": folder,
         "controller_port": _free_port(), "node_port": _free_port(),
     }  # fmt: skip
     (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
-    (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+    (folder / "cgroup.conf").write_text(CONTROL_GROUP_CONFIGURATION if has_groups else "CgroupAutomount=no\n")
     running = Slurm(folder)
     try:
         _start(

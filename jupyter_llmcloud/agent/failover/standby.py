@@ -11,7 +11,7 @@ import contextlib
 import socket
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Standby:
         self._lead_on = lead_on
         self._waiting: set[Path] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     @property
     def num_waiting(self) -> int:
@@ -132,7 +133,10 @@ class Standby:
         if newest is not None and (newest.term == run.term or run.heir in newest.heirs):
             await self._take_over(folder, newest.term + 1)
 
-    def _do(self, folder: Path, work: Any) -> None:
+    def _do(self, folder: Path, work: Coroutine[Any, Any, None]) -> None:
+        if self._is_closed:  # it is this agent's end that ends its connections, and not that of a leader
+            work.close()
+            return
         task = asyncio.ensure_future(self._seen_through(folder, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -165,6 +169,7 @@ class Standby:
         return True
 
     def close(self) -> None:
-        """The agent ends."""
+        """The agent ends: it leads nothing from now on, also when it hears no leader any more."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()

@@ -165,7 +165,14 @@ def test_who_cannot_read_what_is_needed_to_lead_a_run_leaves_it_to_others(tmp_pa
     assert led == [] and Leadership(path).newest() == newest
 
 
-async def _told_of_term_2(path: Path, newest: TermClaim, written: bytes = b"") -> list[int]:
+def test_an_agent_that_ends_takes_its_own_connections_end_for_nobodys(tmp_path: Path) -> None:
+    # Its leader lives: a claim for the next term would depose it, and nobody would lead the run after that.
+    path, newest = tmp_path / "train", TermClaim(2, "/a.sock", "one")
+    led = asyncio.run(_told_of_term_2(path, newest, ends=True))
+    assert led == [] and Leadership(path).newest() == newest
+
+
+async def _told_of_term_2(path: Path, newest: TermClaim, written: bytes = b"", *, ends: bool = False) -> list[int]:
     cell = Execute(world_id="w", run_id="train", name="train", code="", max_restarts=1)
     RunFolder(path).create(RunRecord("train", "train", "running", ranks=[0]), "")
     leadership, led = Leadership(path), list[int]()
@@ -178,6 +185,8 @@ async def _told_of_term_2(path: Path, newest: TermClaim, written: bytes = b"") -
         led.append(about[-1])
 
     standby = Standby("/b.sock", cast(LedRuns, SimpleNamespace()), lead_on)
+    if ends:
+        standby.close()
     standby.expect(StandBy(folder=str(path), term=2, heir="me"), asyncio.get_running_loop().time())
     await asyncio.wait_for(_none_waiting(standby), 20)
     return led

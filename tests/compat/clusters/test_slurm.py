@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from tests.agent.world.test_world_two_hosts import SUM
 from tests.support.clusters import Server
@@ -34,6 +35,8 @@ def batch_system() -> Iterator[Slurm]:
         slurm(Path(folder)) as running,
     ):
         patch.setenv("SLURM_CONF", str(running.folder / "slurm.conf"))
+        # What is forked of another process belongs to that one's control group, and ends with another job.
+        patch.delenv("LLMCLOUD_TEST_PRELOADED", raising=False)
         yield running
 
 
@@ -56,8 +59,16 @@ def waiting(turn: int) -> str:
 
 def until_its_time_is_over(batch_system: Slurm, job: str, folder: RunFolder) -> None:
     """Wait for the end of a job's walltime, and have the cell that waits for that train on."""
-    until(lambda: batch_system.states()[job] == "TIMEOUT", "the walltime of the job ends", 150)
+    until(lambda: batch_system.states()[job] in {"COMPLETING", "TIMEOUT"}, "the walltime of the job ends", 150)
     (folder.path / "its-time-is-over").touch()
+
+
+def has_no_agents(server: Server) -> bool:
+    """Whoever asks in the moment in which the only one goes is told so."""
+    try:
+        return not server.agents()
+    except LLMCloudError:
+        return False
 
 
 def resumed_step(record: RunRecord) -> int:
@@ -114,7 +125,7 @@ def test_a_run_whose_only_job_has_ended_goes_on_when_the_cluster_is_given_anothe
     running = world.send(waiting(25), checkpoint_every=4, max_restarts=3).wait_for("at work")
     folder = running.outcome.folder
     until_its_time_is_over(batch_system, job, folder)
-    until(lambda: not server.agents(), "the agent has gone", 60)
+    until(lambda: has_no_agents(server), "the agent has gone", 60)
     assert folder.read().is_active
     server.do(server.pool.scale("alone", 1))
     # Dask counts a lost worker for two minutes, since it may be one that cannot be reached at present.
@@ -127,3 +138,33 @@ def test_a_run_whose_only_job_has_ended_goes_on_when_the_cluster_is_given_anothe
     [result] = results(world.beside(AgentElsewhere(leader.address)))
     assert same(wanted, result)
     world.channel.close()
+    server.do(server.pool.stop("alone"))
+
+
+@pytest.mark.parametrize("words", ["scancel", "scancel --batch --signal=USR1", "scontrol requeue"])
+def test_a_run_whose_job_is_taken_away_saves_first_and_uses_up_no_restart(
+    batch_system: Slurm, server: Server, tmp_path: Path, words: str
+) -> None:
+    options = {**OPTIONS, "walltime": "00:10:00", "log_directory": str(tmp_path), "local_directory": str(tmp_path)}
+    server.do(server.pool.start("slurm", "taken", 1, options))
+    until(lambda: len(server.agents()) == 1, "the job runs", 60)
+    [job] = batch_system.running()
+    world = server.world(1, link_lease_s=10.0)
+    world.ok(cell("accelerate"))
+    [wanted] = results(world)
+    server.do(server.pool.scale("taken", 2))
+    # Its step takes longer than Slurm leaves to what a script that has ended has started.
+    code = cell("accelerate", 25).replace("os.kill(os.getpid(), signal.SIGKILL)", "print('at work'); time.sleep(3)")
+    running = world.send(code.replace("victim=1", "victim=0"), checkpoint_every=4, max_restarts=3).wait_for("at work")
+    folder = running.outcome.folder
+    batch_system.ask(*words.split(), job)
+    until(lambda: not folder.read().is_active, "the run has ended", 60)
+    record = folder.read()
+    assert record.state == "finished", record.errors
+    assert record.num_restarts == 0
+    assert resumed_step(record) % 4, "the newest checkpoint was a regular one: nothing was saved at the end"
+    [leader] = [agent for agent in server.agents() if agent.worlds]
+    [result] = results(world.beside(AgentElsewhere(leader.address)))
+    assert same(wanted, result)
+    world.channel.close()
+    server.do(server.pool.stop("taken"))
