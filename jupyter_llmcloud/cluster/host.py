@@ -196,6 +196,7 @@ class ClusterHost:
                 f"%cluster adapt: a cluster of kind {self.record.kind!r} ends workers itself when Dask gives them no "
                 "tasks, and to Dask a worker whose ranks train is idle. %cluster scale N sets how many there are."
             )
+        assert self.client is not None
         kind = functools.partial(RankAdaptive, client=self.client)
         self._adaptive = self.cluster.adapt(Adaptive=kind, minimum=minimum, maximum=maximum)
 

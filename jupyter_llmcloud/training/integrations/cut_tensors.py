@@ -138,15 +138,19 @@ def _make_backward(original: Any) -> Any:
     def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = _strategy()
         makes_graph = args[2] if len(args) > 2 else kwargs.get("create_graph", False)
-        cuts = makes_graph and strategy is not None and strategy.cuts_models
-        if cuts and any(node.name() in _EXCHANGES for node in _nodes(t_outputs)):
-            raise UsageError(
-                f"--plan {strategy.plan.text}: gradients of gradients (create_graph=True, as for a gradient penalty) "
-                "would leave out what the other ranks add. Say --plan ddp, or local-sgd."
-            )
+        if makes_graph and strategy is not None and strategy.cuts_models:
+            _refuse_exchanges(strategy, t_outputs)
         return original(t_outputs, *args, **kwargs)
 
     return _engine_run_backward
+
+
+def _refuse_exchanges(strategy: Strategy, outputs: Any) -> None:
+    if any(node.name() in _EXCHANGES for node in _nodes(outputs)):
+        raise UsageError(
+            f"--plan {strategy.plan.text}: gradients of gradients (create_graph=True, as for a gradient penalty) would "
+            "leave out what the other ranks add. Say --plan ddp, or local-sgd."
+        )
 
 
 def _nodes(outputs: Any) -> Iterator[Any]:
