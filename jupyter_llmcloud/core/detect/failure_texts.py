@@ -366,6 +366,14 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "Pass model, optimizer and loaders through accelerator.prepare, and make new tensors on accelerator.device.",
     ),
     _rule(
+        "cut-beside-whole",
+        r"got mixed torch\.Tensor and DTensor",
+        "{who} used a tensor that the plan has cut over the ranks together with a whole one.",
+        "A copy of the model that was made before prepare(), for an average say, has whole tensors: fill it from "
+        "accelerator.get_state_dict(model), for which all ranks must ask. Of a single tensor take full_tensor(). "
+        "--plan ddp cuts nothing.",
+    ),
+    _rule(
         "dtype-mismatch",
         r"expected scalar type|same (scalar |data ?)?d?types?\b|(weight|bias) type .{0,40}should be the same"
         r"|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte|Float|Double|Char|Short|Complex\w+|Float8\w+)'"

@@ -58,6 +58,8 @@ EXCEPTIONS = [
     ("RuntimeError", "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
      "device-mismatch"),
     ("RuntimeError", "expected m1 and m2 to have the same dtype, but got: double != float", "dtype-mismatch"),
+    ("RuntimeError", "aten.copy_.default got mixed torch.Tensor and DTensor, need to convert all torch.Tensor to DTensor"
+     " before calling distributed operators!", "cut-beside-whole"),
     ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (4x10 and 12x1)", "shape-mismatch"),
     ("RuntimeError", "The size of tensor a (4) must match the size of tensor b (5) at non-singleton dimension 0",
      "shape-mismatch"),
