@@ -96,6 +96,7 @@ class AgentPlugin(WorkerPlugin):
             if self._has_left():
                 raise ConnectionLost(f"the node agent of worker {worker.name} was told to end: its host is taken away.")
             if self._connection is None or self._connection.gone.is_set() or living_agent(self._folder) is None:
+                self._ended = self._connection  # killed: what starts another one removes its file
                 known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
                 self.info = {**known, "worker": worker.address}
                 await self._let_go()
@@ -122,7 +123,9 @@ class AgentPlugin(WorkerPlugin):
         killed with the job in the next moment. But where the worker stays, it has an agent again.
         """
         await connection.gone.wait()
-        if self._has_left():
+        async with self._holding:  # who is replacing it has removed its file, which says nothing of its end
+            has_left = self._has_left()
+        if has_left:
             await asyncio.sleep(AWAY_S)
         self._watching = None
         for _ in range(REPLACE_ATTEMPTS):

@@ -75,6 +75,36 @@ def test_an_agent_that_was_told_to_end_is_not_replaced_as_long_as_its_worker_may
     asyncio.run(story())
 
 
+def test_an_agent_that_was_killed_while_somebody_asked_for_it_is_not_taken_for_one_that_has_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who starts another one removes its file, and only then does its connection end."""
+
+    class Slow(_Agents):
+        async def __call__(self, *_: Any) -> dict[str, Any]:
+            (tmp_path / "agent.json").unlink(missing_ok=True)
+            if plugin._connection is not None:
+                cast(Any, plugin._connection).gone.set()
+            for _turn in range(5):
+                await asyncio.sleep(0)
+            return await super().__call__()
+
+    monkeypatch.setattr(worker_plugin, "ensure_agent", ensure := Slow(tmp_path))
+    monkeypatch.setattr(worker_plugin, "AgentConnection", _Connection)
+    monkeypatch.setattr(worker_plugin, "living_agent", lambda _: None)  # it is not seen any more
+    worker = cast(Worker, SimpleNamespace(name="w", address="tcp://127.0.0.1:1"))
+    plugin = AgentPlugin("cluster")
+    plugin._folder = tmp_path
+
+    async def story() -> None:
+        for _ in range(3):
+            await plugin.hold(worker)
+        await plugin._let_go()
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+    assert ensure.num_started == 3
+
+
 class _Agents:
     """Starts agents that are not there."""
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from jupyter_llmcloud.core.parallel.plan import parse_plan
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.training.integrations import accelerator_plans
+from jupyter_llmcloud.training.integrations import accelerator_plans, cut_tensors
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.microbatches import PipelinedModel, Stage
 
@@ -62,7 +62,7 @@ def test_a_count_that_is_summed_up_stays_a_count(active: Any, strategy: Any, tot
 
 def test_a_norm_that_is_not_finite_is_refused_where_the_cell_asks_for_that(active: Any) -> None:
     active.strategy = SimpleNamespace(total_norm=lambda norm, norm_type: norm)
-    clip = accelerator_plans._make_clip_grad_norm(torch.nn.utils.clip_grad_norm_)
+    clip = cut_tensors._make_clip_grad_norm(torch.nn.utils.clip_grad_norm_)
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, float("inf")])
     with pytest.raises(RuntimeError, match="non-finite"):
