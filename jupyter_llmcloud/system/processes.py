@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import shutil
@@ -61,5 +60,7 @@ def allow_many_open_files() -> int:
 
 def give_back_memory() -> None:
     """Give the pages that the C library keeps for later allocations back to the kernel; nothing where it cannot."""
+    import ctypes  # two hundred kilobytes, of a notebook's kernel that does not ask for this
+
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -35,6 +34,8 @@ class StackDump:
         self._path, thread = _memory_file(pid)
         self._start = 0
         self.cpu_s = state(pid)[1]
+        import ctypes  # two hundred kilobytes, of an agent that hardly ever asks
+
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._start = os.stat(self._path).st_size
