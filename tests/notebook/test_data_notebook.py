@@ -39,6 +39,7 @@ def test_the_notebook_about_data_does_what_it_says(tmp_path: Path) -> None:
     (num_new,) = re.findall(r"(\d+) of them new", first)
     assert int(num_new) > 3 and "1 of them new, 1 new files" in again
     assert re.search(r"part-4.jsonl\n *all ", text_of(by_id["shards"]))
-    assert "resumed from step 15 (restart 1 of 1)" in text_of(by_id["train"])
+    # Two steps after its moment the third checkpoint may still be being written.
+    assert re.search(r"resumed from step 1[05] \(restart 1 of 1\)", text_of(by_id["train"]))
     told = text_of(by_id["ledger"])
     assert told.count("each once: True") == 2 and "rank 1 was killed: True" in told
