@@ -8,6 +8,7 @@ remembered, and it is initialised again on the new group; parameters are then th
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.random_streams import STREAMS
@@ -25,6 +27,12 @@ from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.unwrap import chain, unwrapped
 from jupyter_llmcloud.training.parallel.whole import Whole
 
+CHECK_EVERY = 16  # steps of optimizers
+_THAWED = (
+    "{name} was thawed after the model was prepared. DistributedDataParallel averages the gradients of what was "
+    "trained then, so that each rank trains {name} by itself now, and the replicas become different models. Thaw it before "
+    "accelerator.prepare(), or prepare accelerator.unwrap_model(model) and a new optimizer once more."
+)
 _initialise = DistributedDataParallel.__init__
 
 
@@ -36,6 +44,8 @@ class DataParallel(Whole):
     def __init__(self) -> None:
         self._arguments: weakref.WeakKeyDictionary[DistributedDataParallel, dict[str, Any]]
         self._arguments = weakref.WeakKeyDictionary()
+        self._averaged: weakref.WeakKeyDictionary[DistributedDataParallel, set[int]] = weakref.WeakKeyDictionary()
+        self._num_steps = 0
 
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether the model is wrapped, be it below or above torch.compile."""
@@ -54,15 +64,32 @@ class DataParallel(Whole):
             plan.prepare(self, *args, **kwargs)
 
         patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": lambda _: __init__})
+        register_optimizer_step_post_hook(self._after_step)
 
     def prepare(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
         """Initialise a wrapper, and remember with what: a group in it is replaced when it is renewed."""
-        _initialise(model, *args, **kwargs)
+        self._initialised(model, *args, **kwargs)
         STREAMS.begin_training(model.parameters())
         BALANCE.add_model(model)
         compress(model, ACTIVE.compression)
         bound = inspect.signature(_initialise).bind(model, *args, **kwargs).arguments
         self._arguments[model] = {name: value for name, value in bound.items() if name not in ("self", "module")}
+
+    def _initialised(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
+        _initialise(model, *args, **kwargs)
+        self._averaged[model] = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+    def _after_step(self, *_: Any) -> None:
+        """Say it, once, where ranks train what a cell has thawed after it was wrapped: torch averages none of that."""
+        self._num_steps += 1
+        if self._num_steps % CHECK_EVERY != 1 or not self._averaged or dist.get_rank() > 0 or dist.get_world_size() < 2:
+            return
+        for model, averaged in list(self._averaged.items()):
+            for name, parameter in model.module.named_parameters():
+                if parameter.grad is not None and id(parameter) not in averaged:
+                    print(_THAWED.format(name=name), file=sys.stderr)
+                    del self._averaged[model]
+                    break
 
     def rebuild(self, group: Any) -> int:
         """Initialise every wrapper again on `group`, or on the group of its own that was made again.
@@ -96,7 +123,7 @@ class DataParallel(Whole):
         hooks = list(wrapper._comm_hooks)
         if not options.get("device_mesh") and not options.get("process_group"):
             options = {**options, "process_group": world}
-        _initialise(wrapper, module, **options)
+        self._initialised(wrapper, module, **options)
         wrapper.train(was_training)
         for hook, state in hooks:
             wrapper.register_comm_hook(begun_anew(state, wrapper.process_group), hook)
