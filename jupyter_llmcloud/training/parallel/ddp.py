@@ -30,8 +30,8 @@ from jupyter_llmcloud.training.parallel.whole import Whole
 CHECK_EVERY = 16  # steps of optimizers
 _THAWED = (
     "{name} was thawed after the model was prepared. DistributedDataParallel averages the gradients of what was "
-    "trained then, so that each rank trains {name} by itself now, and the replicas become different models. Thaw it before "
-    "accelerator.prepare(), or prepare accelerator.unwrap_model(model) and a new optimizer once more."
+    "trained then, so that each rank trains {name} by itself now, and the replicas become different models. Thaw it "
+    "before accelerator.prepare(), or prepare accelerator.unwrap_model(model) and a new optimizer once more."
 )
 _initialise = DistributedDataParallel.__init__
 
