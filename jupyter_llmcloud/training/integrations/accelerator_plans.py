@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, DynamoBackend, recursively_apply
+from accelerate.utils import DistributedType, DynamoBackend, pad_across_processes, recursively_apply
 from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud.core.parallel.plan import APART
@@ -49,6 +49,9 @@ def install() -> None:
             "accelerate.state:PartialState.split_between_processes": _make_split_between_processes,
             "accelerate.local_sgd:LocalSGD.__init__": _make_local_sgd,
             "accelerate.accelerator:gather_object": _make_gather_object,
+            "accelerate.utils:gather": _make_function_gather,
+            "accelerate.utils:reduce": _make_function_reduce,
+            "accelerate.utils:gather_object": _make_gather_object,
             "accelerate.accelerator:prepare_data_loader": _make_prepare_data_loader,
             "accelerate.scheduler:AcceleratedScheduler.step": _make_scheduler_step,
             "accelerate.data_loader:DataLoaderShard.__iter__": _make_pass,
@@ -336,6 +339,16 @@ def _make_gather(original: Any) -> Any:
     return gather
 
 
+def _make_function_gather(original: Any) -> Any:
+    """For the function of that name, which cells import beside an Accelerator."""
+    of_accelerator = _make_gather(lambda _, tensor: original(tensor))
+
+    def gather(tensor: Any) -> Any:
+        return of_accelerator(None, tensor)
+
+    return gather
+
+
 def _make_gather_object(original: Any) -> Any:
     def gather_object(object: Any) -> Any:
         copies = _num_copies(_strategy())
@@ -355,7 +368,7 @@ def _gather_parts(original: Any, accelerator: Any, part: torch.Tensor) -> torch.
     if part.ndim:
         sizes = original(accelerator, torch.tensor([len(part)], device=part.device)).tolist()
         if len(set(sizes)) > 1:
-            padded = original(accelerator, accelerator.pad_across_processes(part)).chunk(len(sizes))
+            padded = original(accelerator, pad_across_processes(part)).chunk(len(sizes))
             return torch.cat([rows[:size] for rows, size in zip(padded, sizes, strict=True)])
     gathered: torch.Tensor = original(accelerator, part)
     return gathered
@@ -379,6 +392,15 @@ def _make_reduce(original: Any) -> Any:
         reduced = original(self, tensor, reduction, scale)
         copies = _num_copies(strategy) if reduction == "sum" else 1
         return recursively_apply(lambda part: _one_of(part, copies), reduced) if copies > 1 else reduced
+
+    return reduce
+
+
+def _make_function_reduce(original: Any) -> Any:
+    of_accelerator = _make_reduce(lambda _, tensor, reduction, scale: original(tensor, reduction, scale))
+
+    def reduce(tensor: Any, reduction: str = "mean", scale: float = 1.0) -> Any:
+        return of_accelerator(None, tensor, reduction, scale)
 
     return reduce
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -108,3 +109,16 @@ def test_a_pass_that_is_longer_for_some_replicas_is_refused_when_it_trains(two: 
     assert "one batch longer for 1 of 2 ranks" in error["evalue"]
     evaluates = uneven.replace("accelerator.backward", "bool").replace("optimizer.step()", "")
     two.ok(evaluates.replace("accelerator.gather(loss.detach()[None]).mean()", "loss"), plan=plan)
+
+
+def test_what_ranks_of_one_batch_have_is_counted_once_by_the_functions_beside_an_accelerator_too(two: Ranks) -> None:
+    asks = """
+    from accelerate.utils import gather, gather_object, reduce
+    rows = torch.tensor([1.0, 2.0])
+    each = [accelerator, __import__("types").SimpleNamespace(gather=gather, reduce=reduce)]
+    found = [[one.gather(rows).tolist(), one.reduce(rows, "sum").tolist(), one.reduce(rows, "mean").tolist()]
+             for one in each] + [gather_object(["a"])]
+    """
+    for plan, wanted in (("tp:2", [[1, 2], [1, 2], [1, 2]]), ("fsdp", [[1, 2, 1, 2], [2, 4], [1, 2]])):
+        two.ok(body(4) + textwrap.dedent(asks), plan=plan)
+        assert two.pull("found") == [wanted, wanted, ["a"] * (len(wanted[0]) // 2)]
